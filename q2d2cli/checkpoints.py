@@ -1,0 +1,168 @@
+"""Find, load, verify and save model checkpoints: a folder with `config.json` and `model.safetensors`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.files import atomic_output
+from q2d2cli.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from q2d2cli.models.model import CodecModel
+
+DEFAULT_MODEL = "speech-3k"
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+CARD_NAME = "README.md"
+FINGERPRINT_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder that has been found and whose configuration has been read."""
+
+    folder: Path
+    config: ModelConfig
+    metrics: dict[str, Any]
+    """Measured quality, as `q2d2 eval --json` gave it; empty if never measured."""
+
+    @property
+    def weights(self) -> Path:
+        """The safetensors file."""
+        return self.folder / WEIGHTS_NAME
+
+    def fingerprint(self) -> bytes:
+        """First 8 bytes of the SHA-256 of the weights file; ties a .q2d file to the weights it needs."""
+        return fingerprint(self.weights)
+
+
+def fingerprint(weights: Path) -> bytes:
+    """First 8 bytes of the SHA-256 of a file."""
+    try:
+        with weights.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()[:FINGERPRINT_BYTES]
+    except OSError as error:
+        raise Q2D2Error(f"cannot read {weights}: {error.strerror}") from error
+
+
+def model_folders() -> list[Path]:
+    """Folders searched for models by name: `$Q2D2_MODELS`, the checkout's or the wheel's own."""
+    package = Path(__file__).resolve().parent
+    candidates = [package / "checkpoints", package.parent / "checkpoints"]
+    if custom := os.environ.get("Q2D2_MODELS"):
+        candidates.insert(0, Path(custom))
+    return [folder for folder in candidates if folder.is_dir()]
+
+
+def available() -> list[Checkpoint]:
+    """Every readable checkpoint in the model folders, by name."""
+    found: dict[str, Checkpoint] = {}
+    for root in model_folders():
+        for folder in sorted(path.parent for path in root.glob(f"*/{CONFIG_NAME}")):
+            if folder.name not in found:
+                found[folder.name] = open_checkpoint(folder)
+    return [found[name] for name in sorted(found)]
+
+
+def find(name: str) -> Checkpoint:
+    """A checkpoint by model name, by folder, or by Hugging Face Hub id (`owner/name`).
+
+    Raises:
+        UsageError: if there is none; the message says what is here and how to get more.
+        Q2D2Error: if it is there but broken.
+    """
+    folder = Path(name)
+    if (folder / CONFIG_NAME).is_file():
+        return open_checkpoint(folder)
+    for root in model_folders():
+        if (root / name / CONFIG_NAME).is_file():
+            return open_checkpoint(root / name)
+    if name.count("/") == 1 and not folder.exists() and not name.startswith((".", "/")):
+        return open_checkpoint(fetch(name))
+    here = ", ".join(checkpoint.config.name for checkpoint in available()) or "none"
+    raise UsageError(
+        f"no model {name!r} here (available: {here}): name one of these, a folder with {CONFIG_NAME} and "
+        f"{WEIGHTS_NAME}, or a Hub id such as owner/name"
+    )
+
+
+def fetch(hub_id: str) -> Path:
+    """Download a model's two files from the Hugging Face Hub (cached); returns their folder."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CARD_NAME]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"model {hub_id!r} is not here and could not be fetched from the Hub ({reason}): "
+            "check the name and the network, or pass a local folder"
+        ) from error
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read and check `config.json`; the weights are not read yet."""
+    path = folder / CONFIG_NAME
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        checkpoint = Checkpoint(folder, ModelConfig.model_validate(data["model"]), data.get("metrics", {}))
+    except OSError as error:
+        raise Q2D2Error(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise Q2D2Error(f"{path} does not describe a q2d2 model: {' '.join(str(error).split())[:200]}") from error
+    if not checkpoint.weights.is_file():
+        raise Q2D2Error(f"{folder} has no {WEIGHTS_NAME}: the model is incomplete, fetch it again")
+    return checkpoint
+
+
+def load(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> CodecModel:
+    """Build the model and load its weights (stored in 16 bits, computed in 32).
+
+    Raises:
+        Q2D2Error: if the weights file is damaged or belongs to another architecture.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from q2d2cli.models.model import CodecModel
+
+    model = CodecModel(checkpoint.config)
+    try:
+        state = load_file(checkpoint.weights)
+    except (SafetensorError, OSError) as error:
+        raise Q2D2Error(f"{checkpoint.weights} is damaged or not safetensors ({error}): fetch it again") from error
+    try:
+        model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    except RuntimeError as error:
+        raise Q2D2Error(f"{checkpoint.weights} does not fit {CONFIG_NAME} beside it: {str(error).splitlines()[-1].strip()}") from error
+    return model.to(device).eval()
+
+
+def save(
+    folder: Path, config: ModelConfig, state: dict[str, torch.Tensor], metrics: dict[str, Any] | None = None
+) -> None:
+    """Write `config.json` and `model.safetensors` (16-bit floats), each atomically."""
+    import torch
+    from safetensors.torch import save as to_bytes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    half = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in state.items()}
+    for name, tensor in half.items():
+        if not torch.isfinite(tensor).all():
+            raise Q2D2Error(f"weights {name} are not finite in 16 bits: the model cannot be exported")
+    with atomic_output(folder / WEIGHTS_NAME) as file:
+        file.write(to_bytes(half))
+    data = {"model": config.model_dump(mode="json"), "metrics": metrics or {}}
+    with atomic_output(folder / CONFIG_NAME) as file:
+        file.write((json.dumps(data, indent=2) + "\n").encode())

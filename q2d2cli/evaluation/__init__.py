@@ -1,0 +1,1 @@
+"""Evaluation: metrics of audio quality and of codebook use."""

@@ -1,0 +1,1 @@
+"""Neural networks: configuration, encoders, decoder and the codec model that joins them."""

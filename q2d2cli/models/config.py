@@ -1,0 +1,109 @@
+"""One configuration for encoder, quantizer and decoder, written into every checkpoint. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from q2d2cli.quantizers.spec import QuantizerSpec
+
+
+class Strict(BaseModel):
+    """Base of all configurations: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SpectralEncoderConfig(Strict):
+    """STFT front end and ConvNeXt blocks."""
+
+    type: Literal["spectral"] = "spectral"
+    dim: PositiveInt = 256
+    """Width of the blocks."""
+    hidden: PositiveInt = 768
+    """Width inside a block."""
+    layers: PositiveInt = 6
+    kernel: PositiveInt = 7
+    window_hops: PositiveInt = 4
+    """STFT window length in hops."""
+
+
+class SeanetEncoderConfig(Strict):
+    """SEANet (EnCodec's encoder), as in the paper."""
+
+    type: Literal["seanet"] = "seanet"
+    strides: tuple[PositiveInt, ...] = (6, 4, 3, 2)
+    """Decoder order, as the paper writes them; the encoder applies them in reverse."""
+    filters: PositiveInt = 32
+    lstm_layers: Annotated[int, Field(ge=0)] = 2
+    """Zero leaves the LSTM out and makes the receptive field finite."""
+
+
+class QuantizerConfig(Strict):
+    """Grid and levels of the two-dimensional quantizer."""
+
+    kind: Literal["rectangular", "rhombic", "hexagonal"] = "rhombic"
+    levels: tuple[int, ...] = (9, 9, 7, 7, 7, 7)
+
+    @model_validator(mode="after")
+    def _valid(self) -> QuantizerConfig:
+        self.spec()
+        return self
+
+    def spec(self) -> QuantizerSpec:
+        """The same as a `QuantizerSpec`."""
+        return QuantizerSpec(self.kind, self.levels)
+
+
+class VocosDecoderConfig(Strict):
+    """Vocos: ConvNeXt blocks and an inverse-STFT head."""
+
+    type: Literal["vocos"] = "vocos"
+    dim: PositiveInt = 384
+    hidden: PositiveInt = 1152
+    layers: PositiveInt = 8
+    kernel: PositiveInt = 7
+    window_hops: PositiveInt = 4
+    attention: bool = False
+    """The `pos_net` of WavTokenizer (ResNet blocks around self-attention); makes the receptive field infinite."""
+    norm_embeddings: Annotated[int, Field(ge=0)] = 0
+    """Rows of WavTokenizer's adaptive layer norm (4 there, only row 0 used); 0 is a plain layer norm."""
+
+
+EncoderConfig = Annotated[SpectralEncoderConfig | SeanetEncoderConfig, Field(discriminator="type")]
+
+
+class ModelConfig(Strict):
+    """A whole codec model."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "unnamed"
+    sample_rate: PositiveInt = 24_000
+    hop: PositiveInt = 144
+    """Samples per frame."""
+    feature_dim: PositiveInt = 512
+    """Width of the features on both sides of the quantizer."""
+    encoder: EncoderConfig = SpectralEncoderConfig()
+    quantizer: QuantizerConfig = QuantizerConfig()
+    decoder: VocosDecoderConfig = VocosDecoderConfig()
+
+    @model_validator(mode="after")
+    def _valid(self) -> ModelConfig:
+        if isinstance(self.encoder, SeanetEncoderConfig) and math.prod(self.encoder.strides) != self.hop:
+            product = math.prod(self.encoder.strides)
+            raise ValueError(f"encoder.strides multiply to {product}, but hop is {self.hop}")
+        for part, hops in (("encoder", getattr(self.encoder, "window_hops", None)), ("decoder", self.decoder.window_hops)):
+            if hops is not None and (hops - 1) * self.hop % 2:
+                raise ValueError(f"{part}.window_hops {hops} with hop {self.hop} cannot be centred: make one of them fit")
+        return self
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames (and tokens) per second."""
+        return self.sample_rate / self.hop
+
+    @property
+    def bit_rate(self) -> float:
+        """Payload bits per second and channel."""
+        return self.quantizer.spec().bit_rate(self.sample_rate, self.hop)

@@ -1,0 +1,63 @@
+"""The codec model: encoder, quantizer and decoder built from one configuration."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from q2d2cli.models.config import ModelConfig, SeanetEncoderConfig
+from q2d2cli.models.seanet import SeanetEncoder
+from q2d2cli.models.spectral import SpectralEncoder
+from q2d2cli.models.vocos import VocosDecoder
+from q2d2cli.quantizers.q2d2 import Q2D2, Quantized
+
+
+class CodecModel(nn.Module):
+    """Mono audio at the model's rate to pair indices and back.
+
+    Attributes:
+        config: what it was built from.
+        encoder_context: frames the encoder sees on either side of one, None if unbounded.
+        decoder_context: the same for the decoder.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder: SeanetEncoder | SpectralEncoder
+        if isinstance(config.encoder, SeanetEncoderConfig):
+            self.encoder = SeanetEncoder(config.encoder, config.feature_dim)
+        else:
+            self.encoder = SpectralEncoder(config.encoder, config.hop, config.feature_dim)
+        self.quantizer = Q2D2(config.quantizer.spec(), config.feature_dim)
+        self.decoder = VocosDecoder(config.decoder, config.hop, config.feature_dim)
+
+    @property
+    def encoder_context(self) -> int | None:
+        return self.encoder.context
+
+    @property
+    def decoder_context(self) -> int | None:
+        return self.decoder.context
+
+    def pad(self, audio: Tensor) -> Tensor:
+        """Append zeros to `(batch, samples)` so that it fills whole frames."""
+        missing = math.ceil(audio.shape[-1] / self.config.hop) * self.config.hop - audio.shape[-1]
+        return nn.functional.pad(audio, (0, missing))
+
+    def forward(self, audio: Tensor) -> tuple[Tensor, Quantized]:
+        """`(batch, samples)` to its reconstruction of the same shape, and what the quantizer gave."""
+        quantized = self.quantizer(self.encoder(self.pad(audio)))
+        return self.decoder(quantized.features)[..., : audio.shape[-1]], quantized
+
+    @torch.inference_mode()
+    def encode(self, audio: Tensor) -> Tensor:
+        """`(batch, samples)` to `(batch, frames, pairs)` int64 indices; the last frame is filled with zeros."""
+        return self.quantizer.encode(self.encoder(self.pad(audio)))
+
+    @torch.inference_mode()
+    def decode(self, indices: Tensor) -> Tensor:
+        """`(batch, frames, pairs)` int64 indices to `(batch, frames * hop)` samples."""
+        return self.decoder(self.quantizer.decode(indices))

@@ -1,0 +1,1 @@
+"""Training: configuration, data, losses, discriminators, the loop and export."""

@@ -1,0 +1,294 @@
+"""The training loop: one process, time-based schedules, atomic saves, resume."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+
+from q2d2cli import checkpoints
+from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.files import atomic_output
+from q2d2cli.models.model import CodecModel
+from q2d2cli.training.config import TrainConfig
+from q2d2cli.training.data import Corpus
+from q2d2cli.training.discriminators import MultiScaleStftDiscriminator
+from q2d2cli.training.losses import (
+    ComplexStftLoss,
+    MelLoss,
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+)
+
+STATE_NAME = "state.pt"
+LOG_NAME = "log.jsonl"
+VALID_SECONDS = 3.0
+VALID_CROPS = 32
+MAX_GRAD_NORM = 1e4
+"""A step whose gradient is larger than this, or not finite, is skipped."""
+
+
+class Trainer:
+    """Everything that makes up the state of a run.
+
+    Args:
+        config: the checked configuration.
+        out: run folder; gets `log.jsonl`, `state.pt` and the best checkpoint in `best/`.
+        device: where to train.
+        init: checkpoint whose weights to start from.
+        resume: go on from `state.pt` in `out`.
+    """
+
+    def __init__(
+        self, config: TrainConfig, out: Path, device: torch.device, init: str | None = None, resume: bool = False
+    ) -> None:
+        self.config, self.out, self.device = config, out, device
+        if not resume and (out / STATE_NAME).exists():
+            raise UsageError(f"{out} already holds a run: go on with --resume, or name another folder")
+        if resume and not (out / STATE_NAME).exists():
+            raise UsageError(f"{out} holds no run to resume: leave --resume out")
+        torch.manual_seed(config.seed)
+        self.rng = np.random.default_rng(config.seed)
+        self.model = CodecModel(config.model).to(device)
+        if init:
+            start = checkpoints.load(checkpoints.find(init))
+            try:
+                self.model.load_state_dict(start.state_dict())
+            except RuntimeError as error:
+                raise UsageError(f"model {init!r} does not fit this configuration: {str(error).splitlines()[-1].strip()}") from error
+        self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.discriminator = MultiScaleStftDiscriminator(
+            config.discriminator.windows, config.discriminator.channels
+        ).to(device)
+        self.optimizers = self._make_optimizers()
+        self.mel = MelLoss(config.model.sample_rate).to(device)
+        self.stft = ComplexStftLoss().to(device)
+        self.step = 0
+        self.skipped = 0
+        self.minutes = 0.0
+        self.best = math.inf
+        self.adversarial_steps = 0
+
+    def _make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        optim = self.config.optim
+        named = list(self.model.named_parameters())
+        matrices = [p for n, p in named if optim.muon_lr and "pwconv" in n and p.ndim == 2]
+        chosen = {id(p) for p in matrices}
+        rest = [p for _, p in named if id(p) not in chosen]
+        optimizers: dict[str, torch.optim.Optimizer] = {
+            "adamw": torch.optim.AdamW(rest, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay),
+            "discriminator": torch.optim.AdamW(
+                self.discriminator.parameters(), lr=self.config.discriminator.lr, betas=optim.betas, weight_decay=0.0
+            ),
+        }
+        if matrices:
+            optimizers["muon"] = torch.optim.Muon(
+                matrices, lr=optim.muon_lr, weight_decay=optim.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["peak"] = group["lr"]
+        return optimizers
+
+    @property
+    def progress(self) -> float:
+        """Share of the run's time that has passed, in [0, 1]."""
+        return min(1.0, self.minutes / self.config.minutes)
+
+    def _schedule(self) -> None:
+        optim = self.config.optim
+        cosine = optim.final_lr + (1 - optim.final_lr) * 0.5 * (1 + math.cos(math.pi * self.progress))
+        for name, optimizer in self.optimizers.items():
+            steps = self.adversarial_steps if name == "discriminator" else self.step
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * cosine * min(1.0, (steps + 1) / optim.warmup_steps)
+
+    def train_step(self, audio: Tensor) -> dict[str, float]:
+        """One step on `(batch, samples)` audio; returns the losses."""
+        config, losses = self.config, {}
+        self._schedule()
+        adversarial = self.progress >= config.discriminator.start
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16)
+        with autocast:
+            estimate, _ = self.model(audio)
+        mel, stft = self.mel(estimate, audio), self.stft(estimate, audio)
+        total = config.loss.mel * mel + config.loss.stft * stft
+        losses |= {"mel": mel.item(), "stft": stft.item()}
+        if adversarial:
+            self.adversarial_steps += 1
+            length = min(audio.shape[-1], int(config.discriminator.crop_seconds * config.model.sample_rate))
+            start = int(self.rng.integers(0, audio.shape[-1] - length + 1))
+            real, fake = audio[:, start : start + length], estimate[:, start : start + length]
+            with autocast:
+                real_scores, _ = self.discriminator(real)
+                fake_scores, _ = self.discriminator(fake.detach())
+                d_loss = discriminator_loss(real_scores, fake_scores)
+            self._update(d_loss, ["discriminator"], self.discriminator)
+            self.discriminator.requires_grad_(False)
+            with autocast:
+                with torch.no_grad():
+                    _, real_hidden = self.discriminator(real)
+                fake_scores, fake_hidden = self.discriminator(fake)
+                adversarial_loss = generator_loss(fake_scores)
+                matching = feature_matching_loss(real_hidden, fake_hidden)
+            total = total + config.loss.adversarial * adversarial_loss + config.loss.feature_matching * matching
+            losses |= {"d": d_loss.item(), "adv": adversarial_loss.item(), "fm": matching.item()}
+        if self._update(total, [n for n in self.optimizers if n != "discriminator"], self.model):
+            # A warm-up of the average, so that it does not drag the initial weights along.
+            decay = min(config.optim.ema_decay, (self.step + 1) / (self.step + 10))
+            for name, tensor in self.model.state_dict().items():
+                self.ema[name].lerp_(tensor, 1 - decay)
+        self.discriminator.requires_grad_(True)
+        self.step += 1
+        return losses
+
+    def _update(self, loss: Tensor, names: list[str], module: nn.Module) -> bool:
+        """Backward pass and optimizer steps; False, and nothing changed, if the step is not sound."""
+        for name in names:
+            self.optimizers[name].zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(module.parameters(), self.config.optim.grad_clip)
+        if not torch.isfinite(norm) or norm > MAX_GRAD_NORM:
+            self.skipped += 1
+            return False
+        for name in names:
+            self.optimizers[name].step()
+        return True
+
+    @torch.inference_mode()
+    def validate(self, audio: Tensor) -> dict[str, Any]:
+        """Losses and pair entropies of the averaged weights on `(batch, samples)` audio."""
+        model = CodecModel(self.config.model).to(self.device).eval()
+        model.load_state_dict(self.ema)
+        mel, stft, indices = [], [], []
+        for part in audio.split(8):
+            estimate, quantized = model(part)
+            mel.append(self.mel(estimate, part).item())
+            stft.append(self.stft(estimate, part).item())
+            indices.append(quantized.indices.flatten(0, 1))
+        from q2d2cli.evaluation.codebook import pair_entropies
+
+        entropies = pair_entropies(torch.cat(indices).cpu().numpy(), model.quantizer.spec.sizes)
+        loss = self.config.loss
+        mean_mel, mean_stft = float(np.mean(mel)), float(np.mean(stft))
+        return {
+            "valid_mel": mean_mel,
+            "valid_stft": mean_stft,
+            "valid": loss.mel * mean_mel + loss.stft * mean_stft,
+            "entropy": [round(e, 3) for e in entropies],
+        }
+
+    def save(self) -> None:
+        """Write the whole state atomically."""
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "discriminator": self.discriminator.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "rng": json.dumps(self.rng.bit_generator.state),
+            "torch_rng": torch.get_rng_state(),
+            "step": self.step,
+            "skipped": self.skipped,
+            "minutes": self.minutes,
+            "best": self.best,
+            "adversarial_steps": self.adversarial_steps,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        with atomic_output(self.out / STATE_NAME) as file:
+            file.write(buffer.getbuffer())
+
+    def load(self) -> None:
+        """Go on from the saved state."""
+        path = self.out / STATE_NAME
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.discriminator.load_state_dict(state["discriminator"])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+            raise Q2D2Error(f"{path} does not fit this configuration or is damaged: {str(error).splitlines()[0]}") from error
+        self.ema = state["ema"]
+        self.rng.bit_generator.state = json.loads(state["rng"])
+        torch.set_rng_state(state["torch_rng"].cpu())
+        for name in ("step", "skipped", "minutes", "best", "adversarial_steps"):
+            setattr(self, name, state[name])
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append one line to the log."""
+        with (self.out / LOG_NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": self.step, "minutes": round(self.minutes, 3), **entry}) + "\n")
+
+
+def train(config: TrainConfig, out: Path, device: torch.device, init: str | None, resume: bool, quiet: bool) -> Path:
+    """Run (or resume) a training run and return the folder of its best checkpoint.
+
+    Raises:
+        UsageError: if there is no audio, or `out` already holds a run and `resume` is false.
+        Q2D2Error: if saving fails.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, out, device, init, resume)
+    if resume:
+        trainer.load()
+    console = Console(stderr=True, quiet=quiet)
+    rate = config.model.sample_rate
+    with console.status("reading audio"):
+        corpus = Corpus(config.data.train, rate)
+        valid_corpus = Corpus(config.data.valid, rate)
+    for path in corpus.broken + valid_corpus.broken:
+        console.print(f"skipped {path}: not readable as audio")
+    console.print(f"{corpus.files} files, {len(corpus.samples) / rate / 3600:.2f} hours of audio")
+    valid = valid_corpus.crops(
+        VALID_CROPS, int(VALID_SECONDS * rate), config.data, np.random.default_rng(0)
+    ).to(device)
+    length = int(config.data.crop_seconds * rate)
+    best = out / "best"
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("training", total=config.minutes, completed=trainer.minutes)
+        next_valid = trainer.minutes + config.validate_minutes
+        next_save = trainer.minutes + config.save_minutes
+        recent: dict[str, list[float]] = {}
+        try:
+            while trainer.minutes < config.minutes:
+                started = time.monotonic()
+                losses = trainer.train_step(
+                    corpus.crops(config.optim.batch_size, length, config.data, trainer.rng).to(device)
+                )
+                trainer.minutes += (time.monotonic() - started) / 60
+                for name, value in losses.items():
+                    recent.setdefault(name, []).append(value)
+                if trainer.step % 25 == 0:
+                    means = {name: round(float(np.mean(values)), 4) for name, values in recent.items()}
+                    recent.clear()
+                    trainer.log({**means, "skipped": trainer.skipped})
+                    text = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+                    bar.update(task, completed=trainer.minutes, description=f"step {trainer.step} {text}")
+                if trainer.minutes >= min(next_valid, config.minutes):
+                    next_valid += config.validate_minutes
+                    result = trainer.validate(valid)
+                    trainer.log(result)
+                    console.print(f"step {trainer.step}: " + " ".join(f"{k} {v}" for k, v in result.items()))
+                    if result["valid"] < trainer.best or trainer.minutes >= config.minutes:
+                        trainer.best = result["valid"]
+                        checkpoints.save(best, config.model, trainer.ema)
+                if trainer.minutes >= next_save:
+                    next_save += config.save_minutes
+                    trainer.save()
+        finally:
+            # Also on Ctrl-C: nothing done so far is lost.
+            trainer.save()
+    return best

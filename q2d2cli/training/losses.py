@@ -1,0 +1,89 @@
+"""Reconstruction and adversarial losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+import torchaudio
+from torch import Tensor, nn
+
+LOG_FLOOR = 1e-5
+COMPRESSION = 0.3
+
+
+def stft(audio: Tensor, window: Tensor) -> Tensor:
+    """`(batch, samples)` to `(batch, frames, bins)` complex spectrum at a hop of a quarter window."""
+    n_fft = len(window)
+    audio = F.pad(audio, (n_fft // 2, n_fft // 2))
+    return torch.fft.rfft(audio.unfold(-1, n_fft, n_fft // 4) * window)
+
+
+class MelLoss(nn.Module):
+    """L1 between natural-log mel spectrograms at several resolutions, averaged."""
+
+    def __init__(self, sample_rate: int, resolutions: Sequence[tuple[int, int]] = ((2048, 128), (1024, 80), (512, 48), (256, 24))) -> None:
+        super().__init__()
+        self.count = len(resolutions)
+        for i, (n_fft, bands) in enumerate(resolutions):
+            bank = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0.0, sample_rate / 2, bands, sample_rate)
+            self.register_buffer(f"bank_{i}", bank, persistent=False)
+            self.register_buffer(f"window_{i}", torch.hann_window(n_fft), persistent=False)
+
+    def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
+        """Two `(batch, samples)` signals to a scalar."""
+        total = estimate.new_zeros(())
+        for i in range(self.count):
+            window, bank = getattr(self, f"window_{i}"), getattr(self, f"bank_{i}")
+            mels = []
+            for audio in (estimate, target):
+                spectrum = stft(audio, window)
+                magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt()
+                mels.append((magnitude @ bank).clamp(min=LOG_FLOOR).log())
+            total = total + F.l1_loss(mels[0], mels[1])
+        return total / self.count
+
+
+class ComplexStftLoss(nn.Module):
+    """L1 between complex spectra whose magnitudes are raised to 0.3; sees phase from the first step."""
+
+    def __init__(self, windows: Sequence[int] = (1024, 512, 256)) -> None:
+        super().__init__()
+        self.count = len(windows)
+        for i, n_fft in enumerate(windows):
+            window = torch.hann_window(n_fft)
+            self.register_buffer(f"window_{i}", window / window.square().sum().sqrt(), persistent=False)
+
+    def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
+        """Two `(batch, samples)` signals to a scalar."""
+        total = estimate.new_zeros(())
+        for i in range(self.count):
+            parts = []
+            for audio in (estimate, target):
+                spectrum = stft(audio, getattr(self, f"window_{i}"))
+                power = spectrum.real.square() + spectrum.imag.square()
+                factor = (power + 1e-7) ** ((COMPRESSION - 1) / 2)
+                parts.append(torch.stack([spectrum.real * factor, spectrum.imag * factor]))
+            total = total + F.l1_loss(parts[0], parts[1])
+        return total / self.count
+
+
+def discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Hinge loss of the discriminators, averaged over them."""
+    losses = [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]
+    return torch.stack(losses).mean()
+
+
+def generator_loss(fake: Sequence[Tensor]) -> Tensor:
+    """Hinge loss of the generator, averaged over discriminators."""
+    return torch.stack([F.relu(1 - f).mean() for f in fake]).mean()
+
+
+def feature_matching_loss(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
+    """L1 between the discriminators' hidden layers, each relative to the real layer's mean magnitude."""
+    losses = []
+    for real_layers, fake_layers in zip(real, fake, strict=True):
+        for r, f in zip(real_layers, fake_layers, strict=True):
+            losses.append((r - f).abs().mean() / (r.abs().mean() + 1e-6))
+    return torch.stack(losses).mean()
