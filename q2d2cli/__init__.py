@@ -1,9 +1,9 @@
 """q2d2: a neural audio codec with two-dimensional quantization.
 
-    >>> from q2d2cli import Codec
-    >>> codec = Codec.from_pretrained("speech-3k")
-    >>> tokens = codec.encode(waveform, sample_rate)
-    >>> waveform = codec.decode(tokens)
+>>> from q2d2cli import Codec
+>>> codec = Codec.from_pretrained("speech-3k")
+>>> tokens = codec.encode(waveform, sample_rate)
+>>> waveform = codec.decode(tokens)
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Codec", "Q2D2Error", "Tokens", "UsageError", "__version__"]
+DEFAULT_MODEL = "speech-3k"
+"""The model used where none is named."""
+__all__ = ["DEFAULT_MODEL", "Codec", "Q2D2Error", "Tokens", "UsageError", "__version__"]
 
 if TYPE_CHECKING:
     from q2d2cli.codec import Codec, Tokens

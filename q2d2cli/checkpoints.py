@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from q2d2cli.models.model import CodecModel
 
-DEFAULT_MODEL = "speech-3k"
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
@@ -145,7 +144,9 @@ def load(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> CodecMod
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     except RuntimeError as error:
-        raise Q2D2Error(f"{checkpoint.weights} does not fit {CONFIG_NAME} beside it: {str(error).splitlines()[-1].strip()}") from error
+        raise Q2D2Error(
+            f"{checkpoint.weights} does not fit {CONFIG_NAME} beside it: {str(error).splitlines()[-1].strip()}"
+        ) from error
     return model.to(device).eval()
 
 

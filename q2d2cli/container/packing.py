@@ -22,7 +22,7 @@ LIMB_MASK = np.uint64(0xFFFFFFFF)
 
 def number_bits(codebook: int, frames: int) -> int:
     """Bits that hold every number below `codebook ** frames`."""
-    return (codebook**frames - 1).bit_length()
+    return int(codebook**frames - 1).bit_length()
 
 
 @lru_cache(maxsize=256)

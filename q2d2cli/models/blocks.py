@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,6 +57,11 @@ class ConvNeXtBlock(nn.Module):
         )
         y = self.norm(y.squeeze(2).transpose(1, 2))
         return x + self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
+
+
+def total_context(blocks: Iterable[nn.Module]) -> int:
+    """Frames that a stack of ConvNeXt blocks sees on either side."""
+    return sum(block.context for block in blocks if isinstance(block, ConvNeXtBlock))
 
 
 def init_weights(module: nn.Module) -> None:

@@ -93,9 +93,14 @@ class ModelConfig(Strict):
         if isinstance(self.encoder, SeanetEncoderConfig) and math.prod(self.encoder.strides) != self.hop:
             product = math.prod(self.encoder.strides)
             raise ValueError(f"encoder.strides multiply to {product}, but hop is {self.hop}")
-        for part, hops in (("encoder", getattr(self.encoder, "window_hops", None)), ("decoder", self.decoder.window_hops)):
+        for part, hops in (
+            ("encoder", getattr(self.encoder, "window_hops", None)),
+            ("decoder", self.decoder.window_hops),
+        ):
             if hops is not None and (hops - 1) * self.hop % 2:
-                raise ValueError(f"{part}.window_hops {hops} with hop {self.hop} cannot be centred: make one of them fit")
+                raise ValueError(
+                    f"{part}.window_hops {hops} with hop {self.hop} cannot be centred: make one of them fit"
+                )
         return self
 
     @property

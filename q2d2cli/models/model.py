@@ -19,8 +19,6 @@ class CodecModel(nn.Module):
 
     Attributes:
         config: what it was built from.
-        encoder_context: frames the encoder sees on either side of one, None if unbounded.
-        decoder_context: the same for the decoder.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -36,10 +34,12 @@ class CodecModel(nn.Module):
 
     @property
     def encoder_context(self) -> int | None:
+        """Frames the encoder sees on either side of one, None if unbounded."""
         return self.encoder.context
 
     @property
     def decoder_context(self) -> int | None:
+        """Frames the decoder sees on either side of one, None if unbounded."""
         return self.decoder.context
 
     def pad(self, audio: Tensor) -> Tensor:

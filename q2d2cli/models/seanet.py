@@ -8,6 +8,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from q2d2cli.models.config import SeanetEncoderConfig
 
+UNIT_KERNEL = 3
+
 
 def reflect_pad(x: Tensor, left: int, right: int) -> Tensor:
     """Reflection padding of `(batch, channels, length)` that also serves inputs shorter than the padding."""
@@ -26,13 +28,16 @@ class Conv(nn.Module):
 
     @property
     def kernel(self) -> int:
+        """Kernel size."""
         return self.total + self.stride
 
     @property
     def stride(self) -> int:
+        """Samples in for one out."""
         return self.conv.stride[0]
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(batch, channels_in, length)` to `(batch, channels_out, length / stride)`."""
         right = self.total // 2
         return self.conv(reflect_pad(x, self.total - right, right))
 
@@ -43,11 +48,12 @@ class ResidualUnit(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         hidden = channels // 2
-        self.conv1 = Conv(channels, hidden, 3)
+        self.conv1 = Conv(channels, hidden, UNIT_KERNEL)
         self.conv2 = Conv(hidden, channels, 1)
         self.shortcut = Conv(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(batch, channels, length)` to the same."""
         return self.shortcut(x) + self.conv2(F.elu(self.conv1(F.elu(x))))
 
 
@@ -78,8 +84,9 @@ class SeanetEncoder(nn.Module):
         if self.lstm is not None:
             return None
         step, samples = 1, self.first.kernel - 1
-        for unit, down in zip(self.units, self.downs, strict=True):
-            samples += (unit.conv1.kernel - 1) * step + (down.kernel - 1) * step
+        for down in self.downs:
+            assert isinstance(down, Conv)
+            samples += (UNIT_KERNEL - 1 + down.kernel - 1) * step
             step *= down.stride
         samples += (self.last.kernel - 1) * step
         return -(-samples // step)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from q2d2cli.models.blocks import ConvNeXtBlock, init_weights
+from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, total_context
 from q2d2cli.models.config import SpectralEncoderConfig
 
 COMPRESSION = 0.3
@@ -24,6 +24,8 @@ class SpectralEncoder(nn.Module):
         hop: samples per frame.
         out_dim: width of the output features.
     """
+
+    window: Tensor
 
     def __init__(self, config: SpectralEncoderConfig, hop: int, out_dim: int) -> None:
         super().__init__()
@@ -44,7 +46,7 @@ class SpectralEncoder(nn.Module):
     @property
     def context(self) -> int:
         """Frames seen on either side: the STFT window, then each block."""
-        return -(-(self.window_hops - 1) // 2) + sum(block.context for block in self.blocks)
+        return -(-(self.window_hops - 1) // 2) + total_context(self.blocks)
 
     def spectrum(self, audio: Tensor) -> Tensor:
         """`(batch, samples)` to `(batch, frames, 3 * bins)` features."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, make_norm
+from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, make_norm, total_context
 from q2d2cli.models.config import VocosDecoderConfig
 
 MAX_MAGNITUDE = 100.0
@@ -69,6 +69,8 @@ class InverseStftHead(nn.Module):
         window_hops: window length in hops.
     """
 
+    window: Tensor
+
     def __init__(self, dim: int, hop: int, window_hops: int) -> None:
         super().__init__()
         self.hop = hop
@@ -124,7 +126,7 @@ class VocosDecoder(nn.Module):
         if self.pos_net is not None:
             return None
         overlap = -(-(self.window_hops - 1) // 2)
-        return self.embed.kernel_size[0] // 2 + sum(block.context for block in self.blocks) + overlap
+        return self.embed.kernel_size[0] // 2 + total_context(self.blocks) + overlap
 
     def forward(self, features: Tensor) -> Tensor:
         """Decode features.

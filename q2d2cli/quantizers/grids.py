@@ -113,9 +113,7 @@ class RhombicGrid(Grid):
 
     def _points(self) -> Tensor:
         lx, ly = self.levels
-        return torch.cat(
-            [torch.cartesian_prod(axis(lx), axis(ly)), torch.cartesian_prod(axis(lx - 1), axis(ly - 1))]
-        )
+        return torch.cat([torch.cartesian_prod(axis(lx), axis(ly)), torch.cartesian_prod(axis(lx - 1), axis(ly - 1))])
 
     def _candidates(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         lx, ly = self.levels

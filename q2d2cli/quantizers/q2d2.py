@@ -36,6 +36,9 @@ class Q2D2(nn.Module):
         dim: width of the features on both sides; 512 in the paper.
     """
 
+    bound: Tensor
+    scale: Tensor
+
     def __init__(self, spec: QuantizerSpec, dim: int) -> None:
         super().__init__()
         self.spec = spec
@@ -112,7 +115,9 @@ class Q2D2(nn.Module):
 def check_indices(indices: Tensor, spec: QuantizerSpec) -> None:
     """Raise ValueError, naming the value, unless every pair index is inside its grid."""
     if indices.shape[-1:] != (spec.num_pairs,):
-        raise ValueError(f"indices have shape {tuple(indices.shape)}: the last dimension must be {spec.num_pairs} pairs")
+        raise ValueError(
+            f"indices have shape {tuple(indices.shape)}: the last dimension must be {spec.num_pairs} pairs"
+        )
     sizes = torch.tensor(spec.sizes, device=indices.device)
     wrong = (indices < 0) | (indices >= sizes)
     if wrong.any():

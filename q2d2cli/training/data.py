@@ -9,23 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from q2d2cli.audio import AUDIO_SUFFIXES, read_mono
+from q2d2cli.audio import audio_files, read_mono
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.training.config import DataConfig
-
-
-def audio_files(folder: Path) -> list[Path]:
-    """Audio files below `folder`, sorted.
-
-    Raises:
-        UsageError: if there is no such folder or no audio in it.
-    """
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder: give one with audio files in it")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    if not files:
-        raise UsageError(f"no audio found in {folder}")
-    return files
 
 
 class Corpus:

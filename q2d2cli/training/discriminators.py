@@ -15,11 +15,18 @@ from q2d2cli.training.losses import stft
 class StftDiscriminator(nn.Module):
     """Two-dimensional convolutions over one complex STFT."""
 
+    window: Tensor
+
     def __init__(self, n_fft: int, channels: int) -> None:
         super().__init__()
         window = torch.hann_window(n_fft)
         self.register_buffer("window", window / window.square().sum().sqrt(), persistent=False)
-        shapes = [(2, channels, 1), (channels, channels, 1), (channels, 2 * channels, 2), (2 * channels, 2 * channels, 4)]
+        shapes = [
+            (2, channels, 1),
+            (channels, channels, 1),
+            (channels, 2 * channels, 2),
+            (2 * channels, 2 * channels, 4),
+        ]
         self.layers = nn.ModuleList(
             weight_norm(nn.Conv2d(a, b, (3, 7), stride=(1, 2), dilation=(d, 1), padding=(d, 3))) for a, b, d in shapes
         )

@@ -65,7 +65,9 @@ class Trainer:
             try:
                 self.model.load_state_dict(start.state_dict())
             except RuntimeError as error:
-                raise UsageError(f"model {init!r} does not fit this configuration: {str(error).splitlines()[-1].strip()}") from error
+                raise UsageError(
+                    f"model {init!r} does not fit this configuration: {str(error).splitlines()[-1].strip()}"
+                ) from error
         self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.discriminator = MultiScaleStftDiscriminator(
             config.discriminator.windows, config.discriminator.channels
@@ -115,7 +117,8 @@ class Trainer:
 
     def train_step(self, audio: Tensor) -> dict[str, float]:
         """One step on `(batch, samples)` audio; returns the losses."""
-        config, losses = self.config, {}
+        config = self.config
+        losses: dict[str, float] = {}
         self._schedule()
         adversarial = self.progress >= config.discriminator.start
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16)
@@ -218,7 +221,9 @@ class Trainer:
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
         except (RuntimeError, KeyError, ValueError, EOFError) as error:
-            raise Q2D2Error(f"{path} does not fit this configuration or is damaged: {str(error).splitlines()[0]}") from error
+            raise Q2D2Error(
+                f"{path} does not fit this configuration or is damaged: {str(error).splitlines()[0]}"
+            ) from error
         self.ema = state["ema"]
         self.rng.bit_generator.state = json.loads(state["rng"])
         torch.set_rng_state(state["torch_rng"].cpu())
@@ -250,15 +255,14 @@ def train(config: TrainConfig, out: Path, device: torch.device, init: str | None
     for path in corpus.broken + valid_corpus.broken:
         console.print(f"skipped {path}: not readable as audio")
     console.print(f"{corpus.files} files, {len(corpus.samples) / rate / 3600:.2f} hours of audio")
-    valid = valid_corpus.crops(
-        VALID_CROPS, int(VALID_SECONDS * rate), config.data, np.random.default_rng(0)
-    ).to(device)
+    valid = valid_corpus.crops(VALID_CROPS, int(VALID_SECONDS * rate), config.data, np.random.default_rng(0)).to(device)
     length = int(config.data.crop_seconds * rate)
     best = out / "best"
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("training", total=config.minutes, completed=trainer.minutes)
+        task = bar.add_task("training", total=config.minutes)
+        bar.update(task, completed=trainer.minutes)
         next_valid = trainer.minutes + config.validate_minutes
         next_save = trainer.minutes + config.save_minutes
         recent: dict[str, list[float]] = {}

@@ -23,7 +23,9 @@ def stft(audio: Tensor, window: Tensor) -> Tensor:
 class MelLoss(nn.Module):
     """L1 between natural-log mel spectrograms at several resolutions, averaged."""
 
-    def __init__(self, sample_rate: int, resolutions: Sequence[tuple[int, int]] = ((2048, 128), (1024, 80), (512, 48), (256, 24))) -> None:
+    def __init__(
+        self, sample_rate: int, resolutions: Sequence[tuple[int, int]] = ((2048, 128), (1024, 80), (512, 48), (256, 24))
+    ) -> None:
         super().__init__()
         self.count = len(resolutions)
         for i, (n_fft, bands) in enumerate(resolutions):

@@ -1,0 +1,57 @@
+"""Entry point of the `q2d2` command: runs the app and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+from q2d2cli.errors import Q2D2Error
+
+
+def main() -> None:
+    """Run the command line; exits with 0 (done), 1 (data or run failed), 2 (usage) or 128 + signal."""
+    sys.exit(run())
+
+
+def run() -> int:
+    """Run the command line and return the exit code."""
+    import click
+
+    from q2d2cli.cli import app
+
+    def stop(number: int, _: object) -> None:
+        # As an exception, so that temporary files are removed.
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        code = app(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except Q2D2Error as error:
+        return fail(str(error), error.exit_code)
+    except click.UsageError as error:
+        hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        return fail(error.format_message() + hint, 2)
+    except click.ClickException as error:
+        return fail(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing to say, and nothing more to flush.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        return fail("out of memory", 1)
+
+
+def fail(message: str, code: int) -> int:
+    """Print one line for the user and return the exit code."""
+    print(f"q2d2: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

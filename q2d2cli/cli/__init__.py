@@ -1,0 +1,44 @@
+"""The command line: one module for each command; heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from q2d2cli.cli import decode, encode, evaluate, info, models, train
+
+app = typer.Typer(
+    name="q2d2",
+    help="Neural speech codec with two-dimensional quantization: 1 to 7 kbit/s, one token per frame.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        from q2d2cli import __version__
+
+        print(f"q2d2 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+app.command("encode", no_args_is_help=True)(encode.encode)
+app.command("decode", no_args_is_help=True)(decode.decode)
+app.command("info", no_args_is_help=True)(info.info)
+app.command("models")(models.models)
+app.command("eval", no_args_is_help=True)(evaluate.evaluate)
+app.command("train")(train.train)

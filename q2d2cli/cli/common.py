@@ -1,0 +1,161 @@
+"""What `encode` and `decode` share: options, naming of outputs, the loop over files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.files import PIPE, check_input, check_output
+
+if TYPE_CHECKING:
+    from q2d2cli.transcode import Progress, Summary
+
+Paths = Annotated[
+    list[Path],
+    typer.Argument(
+        help="INPUT [OUTPUT], or several inputs or folders with --out-dir; - is a pipe.", show_default=False
+    ),
+]
+OutDir = Annotated[
+    Path | None, typer.Option("--out-dir", "-o", help="Folder for the outputs; made if missing.", show_default=False)
+]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite existing files.")]
+Device = Annotated[str, typer.Option("--device", help="auto (CUDA when present), cpu, cuda, cuda:N or mps.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no last line.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per file instead of the last line.")]
+
+Job = tuple[Path, Path]
+
+
+def plan(
+    paths: list[Path], out_dir: Path | None, suffix: str, sources: Iterable[str], is_output: Callable[[Path], bool]
+) -> list[Job]:
+    """Input and output of every file to convert.
+
+    Args:
+        paths: the command's arguments.
+        out_dir: the command's `--out-dir`.
+        suffix: of outputs that are not named.
+        sources: suffixes of the files to take from a folder.
+        is_output: whether the second of two arguments is an output.
+
+    Raises:
+        UsageError: if it is not clear what goes where, or a folder holds nothing to convert.
+    """
+    if out_dir is None:
+        if len(paths) == 1:
+            if paths[0] == PIPE:
+                raise UsageError("reading standard input needs an output: name a file, or - for standard output")
+            return [(paths[0], paths[0].with_suffix(suffix))]
+        if len(paths) == 2 and is_output(paths[1]):
+            return [(paths[0], paths[1])]
+        raise UsageError("several inputs need --out-dir (with one input, a second name is the output)")
+    jobs: list[Job] = []
+    for path in paths:
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in sources and p.is_file())
+            if not files:
+                raise UsageError(f"nothing to convert in {path}: no {', '.join(sorted(sources))} files")
+            jobs += [(file, out_dir / file.relative_to(path).with_suffix(suffix)) for file in files]
+        elif path == PIPE:
+            raise UsageError("standard input cannot go to --out-dir: name the output instead")
+        else:
+            jobs.append((path, out_dir / path.with_suffix(suffix).name))
+    outputs: dict[Path, Path] = {}
+    for source, output in jobs:
+        if output in outputs:
+            raise UsageError(f"{outputs[output]} and {source} would both become {output}: convert them separately")
+        outputs[output] = source
+    return jobs
+
+
+def check_single(jobs: list[Job], out_dir: Path | None, force: bool) -> None:
+    """With one file to convert, fail before the model is loaded if it cannot be done."""
+    if len(jobs) == 1:
+        source, target = jobs[0]
+        if source != PIPE:
+            check_input(source)
+        if out_dir is None:
+            check_output(target, force)
+
+
+def convert_all(
+    jobs: list[Job],
+    out_dir: Path | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+    convert: Callable[[Path, Path, Progress], Summary],
+) -> int:
+    """Convert every file and report; goes on after a failure. Returns the exit code."""
+    code = 0
+    for source, target in jobs:
+        try:
+            if out_dir:
+                make_folder(target.parent)
+            check_output(target, force)
+            with progress_bar(source.name, quiet) as progress:
+                summary = convert(source, target, progress)
+        except Q2D2Error as error:
+            if len(jobs) == 1:
+                raise
+            print(f"q2d2: {' '.join(str(error).split())}", file=sys.stderr)
+            code = max(code, error.exit_code)
+            continue
+        if as_json:
+            print(json.dumps(summary.as_dict()), file=sys.stderr if target == PIPE else sys.stdout, flush=True)
+        elif not quiet:
+            print(last_line(summary), file=sys.stderr)
+    return code
+
+
+def make_folder(folder: Path) -> None:
+    """Make an output folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make folder {folder}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def progress_bar(name: str, quiet: bool) -> Iterator[Progress]:
+    """A progress bar over seconds of audio, on a terminal only and only after half a second."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[clock]}"), TimeRemainingColumn())
+    bar = Bar(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(name, total=None, clock="")
+    begin = time.monotonic()
+
+    def update(done: float, total: float | None) -> None:
+        if time.monotonic() - begin > 0.5:
+            bar.start()
+            clock = f"{done:.0f} s" if total is None else f"{done:.0f} of {total:.0f} s"
+            bar.update(task, completed=done, total=total, clock=clock)
+
+    try:
+        yield update
+    finally:
+        bar.stop()
+
+
+def last_line(summary: Summary) -> str:
+    """Duration, size, rate and speed of one file."""
+    return (
+        f"{summary.output}: {summary.duration:.2f} s, {summary.q2d_bytes} bytes, {summary.bit_rate / 1000:.2f} kbit/s "
+        f"({summary.payload_bit_rate / 1000:.2f} payload), {summary.model}, "
+        f"real-time factor {summary.real_time_factor:.3f}"
+    )

@@ -1,0 +1,115 @@
+"""`q2d2 info`: what a .q2d file says about itself. Needs no model and imports no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from q2d2cli.cli.common import Json
+
+
+def info(
+    paths: Annotated[list[Path], typer.Argument(help="One or more .q2d files.", show_default=False)],
+    as_json: Json = False,
+) -> int:
+    """Show what .q2d files hold, and check that they are whole (every checksum is verified)."""
+    import sys
+
+    from q2d2cli.errors import Q2D2Error
+
+    code = 0
+    for number, path in enumerate(paths):
+        try:
+            facts = describe(path)
+        except Q2D2Error as error:
+            if len(paths) == 1:
+                raise
+            print(f"q2d2: {' '.join(str(error).split())}", file=sys.stderr)
+            code = max(code, error.exit_code)
+            continue
+        if as_json:
+            print(json.dumps(facts))
+        else:
+            if number:
+                print()
+            print(as_text(facts))
+    return code
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Everything there is to know about a file without its model.
+
+    Raises:
+        UsageError: if there is no such file.
+        Q2D2Error: if it is truncated or damaged.
+    """
+    from q2d2cli.container.header import FormatError
+    from q2d2cli.container.stream import Reader
+    from q2d2cli.files import PIPE, open_binary
+
+    try:
+        with Reader(open_binary(path)) as reader:
+            blocks = sum(1 for _ in reader.blocks())
+    except FormatError as error:
+        raise FormatError(f"{'standard input' if path == PIPE else path} {error}") from error
+    header, samples = reader.header, reader.num_samples or 0
+    duration = samples / header.original_rate
+    return {
+        "file": str(path),
+        "version": ".".join(map(str, header.version)),
+        "model": header.model,
+        "fingerprint": header.fingerprint.hex(),
+        "grid": header.quantizer.kind,
+        "levels": list(header.quantizer.levels),
+        "points": list(header.quantizer.sizes),
+        "codebook": header.quantizer.codebook_size,
+        "bits_per_frame": round(header.quantizer.bits_per_frame, 4),
+        "hop": header.hop,
+        "model_rate": header.sample_rate,
+        "frame_rate": round(header.frame_rate, 4),
+        "sample_rate": header.original_rate,
+        "channels": header.channels,
+        "samples": samples,
+        "duration": duration,
+        "frames": reader.frames,
+        "tokens": reader.frames * header.channels,
+        "blocks": blocks,
+        "bytes": reader.bytes_read,
+        "payload_bytes": reader.payload_bytes,
+        "bit_rate": 8 * reader.bytes_read / duration if duration else None,
+        "payload_bit_rate": header.bit_rate,
+    }
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """The facts as aligned lines."""
+    whole = f"{facts['bit_rate'] / 1000:.2f} kbit/s with header and checksums" if facts["bit_rate"] else "no audio"
+    pcm = facts["samples"] * facts["channels"] * 2
+    rows = [
+        ("file", f"{facts['file']} (.q2d version {facts['version']}, whole: {facts['blocks']} blocks checked)"),
+        (
+            "audio",
+            f"{facts['duration']:.3f} s, {facts['sample_rate']} Hz, {facts['channels']} ch, {facts['samples']} samples",
+        ),
+        ("size", f"{facts['bytes']} bytes, 1/{pcm / facts['bytes']:.0f} of 16-bit PCM"),
+        ("bit rate", f"{facts['payload_bit_rate'] / 1000:.2f} kbit/s payload, {whole}"),
+        (
+            "tokens",
+            f"{facts['tokens']} ({facts['frame_rate']:.1f} per second and channel), codebook of {facts['codebook']}",
+        ),
+        (
+            "quantizer",
+            f"{facts['grid']}, levels {','.join(map(str, facts['levels']))}, "
+            f"points {' x '.join(map(str, facts['points']))}",
+        ),
+        (
+            "frames",
+            f"{facts['frames']} of {facts['hop']} samples at {facts['model_rate']} Hz, "
+            f"{facts['bits_per_frame']:.3f} bits each",
+        ),
+        ("model", f"{facts['model']}, weights {facts['fingerprint']}"),
+    ]
+    return "\n".join(f"{name:<10} {value}" for name, value in rows)

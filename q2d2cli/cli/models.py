@@ -1,0 +1,65 @@
+"""`q2d2 models`: what is available here, with rates, sizes and measured quality. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from q2d2cli.cli.common import Json
+
+
+def models(as_json: Json = False) -> int:
+    """List the models that are here."""
+    from q2d2cli import DEFAULT_MODEL
+    from q2d2cli.checkpoints import available
+
+    rows = []
+    for checkpoint in available():
+        config = checkpoint.config
+        rows.append(
+            {
+                "name": config.name,
+                "default": config.name == DEFAULT_MODEL,
+                "kbit_per_second": round(config.bit_rate / 1000, 3),
+                "tokens_per_second": round(config.frame_rate, 2),
+                "sample_rate": config.sample_rate,
+                "grid": config.quantizer.kind,
+                "levels": list(config.quantizer.levels),
+                "megabytes": round(checkpoint.weights.stat().st_size / 1e6, 1),
+                "fingerprint": checkpoint.fingerprint().hex(),
+                "metrics": checkpoint.metrics,
+                "folder": str(checkpoint.folder),
+            }
+        )
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        show(rows)
+    return 0
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The models as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not rows:
+        console.print("No models here. Set Q2D2_MODELS to a folder of models, or give --model a Hugging Face Hub id.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "kbit/s", "tokens/s", "grid, levels", "size", "PESQ", "STOI"):
+        table.add_column(name, justify="left" if name in {"model", "grid, levels"} else "right")
+    for row in rows:
+        table.add_row(
+            row["name"] + (" (default)" if row["default"] else ""),
+            f"{row['kbit_per_second']:.2f}",
+            f"{row['tokens_per_second']:.1f}",
+            f"{row['grid']} {','.join(map(str, row['levels']))}",
+            f"{row['megabytes']:.1f} MB",
+            *(f"{row['metrics'][key]:.3f}" if key in row["metrics"] else "-" for key in ("pesq", "stoi")),
+        )
+    console.print(table)
+    console.print(
+        "PESQ and STOI: means over speakers never trained on; each model's README.md says which.", style="dim"
+    )

@@ -1,0 +1,175 @@
+"""Audio file to .q2d file and back, in bounded memory; what the commands `encode` and `decode` do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from q2d2cli.audio import AudioReader, open_sink
+from q2d2cli.codec import Codec, StreamDecoder, StreamEncoder
+from q2d2cli.container.header import FormatError
+from q2d2cli.container.stream import Reader, Writer
+from q2d2cli.errors import Q2D2Error
+from q2d2cli.files import PIPE, atomic_output, open_binary
+
+Progress = Callable[[float, float | None], None]
+"""Called with the seconds done and the seconds in all (None if not known)."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of one file."""
+
+    input: str
+    output: str
+    model: str
+    duration: float
+    """Seconds of audio."""
+    channels: int
+    sample_rate: int
+    frames: int
+    """Frames (tokens) per channel."""
+    q2d_bytes: int
+    """Size of the .q2d file."""
+    payload_bytes: int
+    """Packed pair indices among them."""
+    bit_rate: float
+    """Bits per second of the whole .q2d file, all channels."""
+    payload_bit_rate: float
+    """Bits per second of the payload, all channels."""
+    real_time_factor: float
+    """Time taken over duration."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def encode_file(codec: Codec, source: Path, target: Path, progress: Progress | None = None) -> Summary:
+    """Encode an audio file (`-`: standard input) to a .q2d file (`-`: standard output).
+
+    Raises:
+        UsageError: if there is no such file or the target's folder cannot be written to.
+        Q2D2Error: if it is not audio, is empty or holds NaN; nothing is left at `target` then.
+    """
+    started = time.monotonic()
+    samples = 0
+    with AudioReader(source) as audio, atomic_output(target) as file:
+        writer = Writer(file, codec.header(audio.sample_rate, audio.channels, audio.num_samples))
+        encoder = StreamEncoder(codec, audio.sample_rate, audio.channels)
+        total = audio.num_samples / audio.sample_rate if audio.num_samples is not None else None
+        for block in audio.blocks():
+            samples += block.shape[1]
+            for indices in encoder.push(block):
+                writer.write(indices)
+            if progress:
+                progress(samples / audio.sample_rate, total)
+        for indices in encoder.finish():
+            writer.write(indices)
+        if audio.num_samples not in (None, samples) and not file.seekable():
+            raise Q2D2Error(f"{audio.name} holds {samples} samples but declares {audio.num_samples}")
+        writer.close(samples)
+        rate, channels = audio.sample_rate, audio.channels
+    return summarize(
+        source,
+        target,
+        codec,
+        samples,
+        rate,
+        channels,
+        writer.frames,
+        writer.bytes_written,
+        writer.payload_bytes,
+        started,
+    )
+
+
+def decode_file(
+    codec_for: Callable[[str], Codec], source: Path, target: Path, progress: Progress | None = None
+) -> Summary:
+    """Decode a .q2d file (`-`: standard input) to an audio file (`-`: WAV on standard output).
+
+    Args:
+        codec_for: gives the codec for the model name in the header.
+        source: the .q2d file.
+        target: its suffix decides the format.
+        progress: called now and then.
+
+    Raises:
+        UsageError: if there is no such file, model or output format.
+        Q2D2Error: if the file is damaged or its weights are not here; nothing is left at `target` then.
+    """
+    started = time.monotonic()
+    samples = 0
+    name = "standard input" if source == PIPE else str(source)
+    with ExitStack() as stack:
+        try:
+            reader = Reader(stack.enter_context(open_binary(source)))
+            header = reader.header
+            codec = codec_for(header.model)
+            try:
+                decoder = StreamDecoder(codec, header)
+            except Q2D2Error as error:
+                raise Q2D2Error(f"{name} {error}") from error
+            file = stack.enter_context(atomic_output(target))
+            sink = open_sink(file, target, header.original_rate, header.channels, header.num_samples)
+            for block in reader.blocks():
+                for piece in decoder.push(reader.unpack(block)):
+                    samples += piece.shape[1]
+                    sink.write(piece)
+                if progress:
+                    progress(reader.frames / header.frame_rate, header.duration)
+            assert reader.num_samples is not None
+            for piece in decoder.finish(reader.num_samples):
+                samples += piece.shape[1]
+                sink.write(piece)
+            sink.close()
+        except FormatError as error:
+            raise FormatError(f"{name} {error}") from error
+    return summarize(
+        source,
+        target,
+        codec,
+        samples,
+        header.original_rate,
+        header.channels,
+        reader.frames,
+        reader.bytes_read,
+        reader.payload_bytes,
+        started,
+    )
+
+
+def summarize(
+    source: Path,
+    target: Path,
+    codec: Codec,
+    samples: int,
+    rate: int,
+    channels: int,
+    frames: int,
+    q2d_bytes: int,
+    payload: int,
+    started: float,
+) -> Summary:
+    """Rates and real-time factor from counts."""
+    duration = samples / rate
+    scale = 8 / duration
+    return Summary(
+        str(source),
+        str(target),
+        codec.name,
+        duration,
+        channels,
+        rate,
+        frames,
+        q2d_bytes,
+        payload,
+        q2d_bytes * scale,
+        payload * scale,
+        (time.monotonic() - started) / duration,
+    )
