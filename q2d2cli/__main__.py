@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+from typing import Any
 
 from q2d2cli.errors import Q2D2Error
 
@@ -17,9 +18,14 @@ def main() -> None:
 
 def run() -> int:
     """Run the command line and return the exit code."""
-    import click
+    import typer
 
     from q2d2cli.cli import app
+
+    # Typer brings its own copy of Click or uses an installed one: these are the classes it raises.
+    usage_error: Any
+    click_error: Any
+    usage_error, click_error = typer.BadParameter.__mro__[1:3]
 
     def stop(number: int, _: object) -> None:
         # As an exception, so that temporary files are removed.
@@ -31,12 +37,15 @@ def run() -> int:
         return code if isinstance(code, int) else 0
     except Q2D2Error as error:
         return fail(str(error), error.exit_code)
-    except click.UsageError as error:
+    except usage_error as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            return 2
         hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         return fail(error.format_message() + hint, 2)
-    except click.ClickException as error:
+    except click_error as error:
         return fail(error.format_message(), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return fail("interrupted", 130)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nothing to say, and nothing more to flush.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
+import signal
 import struct
 import sys
 import tempfile
@@ -102,7 +104,9 @@ def readable_stdin() -> int | BinaryIO:
         os.lseek(stdin, 0, os.SEEK_CUR)
         return os.dup(stdin)
     source = os.fdopen(os.dup(stdin), "rb", buffering=0)
-    start = source.read(4) or b""
+    start = b""
+    while len(start) < 4 and (more := source.read(4 - len(start))):
+        start += more
     if start == b"fLaC":
         spool = tempfile.TemporaryFile()  # noqa: SIM115 - libsndfile reads from it
         spool.write(start)
@@ -110,12 +114,24 @@ def readable_stdin() -> int | BinaryIO:
         spool.seek(0)
         return spool
     read_end, write_end = os.pipe()
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    with contextlib.suppress(ValueError):  # not the main thread: then signals are not ours
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
 
     def forward() -> None:
-        # libsndfile stops reading at the end of the audio, which may be before the end of the pipe.
-        with contextlib.suppress(BrokenPipeError), os.fdopen(write_end, "wb", buffering=0) as sink:
+        # libsndfile goes on reading through signals: an interrupt must end its input, or it
+        # would only be noticed when the next audio comes. It also stops reading at the end of
+        # the audio, which may be before the end of the pipe.
+        with contextlib.suppress(BrokenPipeError), os.fdopen(write_end, "wb") as sink:
             sink.write(start)
-            shutil.copyfileobj(source, sink)
+            sink.flush()
+            while wake_read not in select.select([source.fileno(), wake_read], [], [])[0]:
+                data = source.read(65536)
+                if not data:
+                    break
+                sink.write(data)
+                sink.flush()
 
     threading.Thread(target=forward, daemon=True).start()
     return read_end

@@ -150,20 +150,30 @@ def load(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> CodecMod
     return model.to(device).eval()
 
 
-def save(
-    folder: Path, config: ModelConfig, state: dict[str, torch.Tensor], metrics: dict[str, Any] | None = None
-) -> None:
-    """Write `config.json` and `model.safetensors` (16-bit floats), each atomically."""
+def save(folder: Path, config: ModelConfig, state: dict[str, torch.Tensor]) -> None:
+    """Write `config.json` (without metrics) and `model.safetensors` (16-bit floats), each atomically.
+
+    Raises:
+        Q2D2Error: if a weight is not finite in 16 bits, or the folder cannot be written to.
+    """
     import torch
     from safetensors.torch import save as to_bytes
 
-    folder.mkdir(parents=True, exist_ok=True)
     half = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in state.items()}
     for name, tensor in half.items():
         if not torch.isfinite(tensor).all():
             raise Q2D2Error(f"weights {name} are not finite in 16 bits: the model cannot be exported")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make folder {folder}: {error.strerror}") from error
     with atomic_output(folder / WEIGHTS_NAME) as file:
         file.write(to_bytes(half))
-    data = {"model": config.model_dump(mode="json"), "metrics": metrics or {}}
+    write_config(folder, config, {})
+
+
+def write_config(folder: Path, config: ModelConfig, metrics: dict[str, float]) -> None:
+    """Write `config.json` atomically."""
+    data = {"model": config.model_dump(mode="json"), "metrics": metrics}
     with atomic_output(folder / CONFIG_NAME) as file:
         file.write((json.dumps(data, indent=2) + "\n").encode())

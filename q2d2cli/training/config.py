@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from q2d2cli.errors import UsageError
 from q2d2cli.models.config import ModelConfig, Strict
+
+LOG_NAME = "log.jsonl"
+"""Log of a run: one JSON object per line."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -77,12 +80,23 @@ class TrainConfig(Strict):
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    minutes: PositiveFloat
-    """Training time; the schedules follow it, so that a run ends annealed on any machine."""
-    validate_minutes: PositiveFloat = 10.0
-    save_minutes: PositiveFloat = 5.0
+    steps: PositiveInt | None = None
+    """Length of the run; or, instead:"""
+    minutes: PositiveFloat | None = None
+    """Time of the run; the schedules follow it, so that it ends annealed on any machine."""
+    validate_every: PositiveInt = 500
+    """Steps between validations (and perhaps a new best checkpoint)."""
+    save_every: PositiveInt = 250
+    """Steps between saves of the whole state."""
+    log_every: PositiveInt = 25
     bf16: bool = True
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _valid(self) -> TrainConfig:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("give either steps or minutes as the length of the run")
+        return self
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -19,7 +19,7 @@ from q2d2cli import checkpoints
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output
 from q2d2cli.models.model import CodecModel
-from q2d2cli.training.config import TrainConfig
+from q2d2cli.training.config import LOG_NAME, TrainConfig
 from q2d2cli.training.data import Corpus
 from q2d2cli.training.discriminators import MultiScaleStftDiscriminator
 from q2d2cli.training.losses import (
@@ -31,7 +31,6 @@ from q2d2cli.training.losses import (
 )
 
 STATE_NAME = "state.pt"
-LOG_NAME = "log.jsonl"
 VALID_SECONDS = 3.0
 VALID_CROPS = 32
 MAX_GRAD_NORM = 1e4
@@ -104,7 +103,10 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the run's time that has passed, in [0, 1]."""
+        """Share of the run that is done, in [0, 1]."""
+        if self.config.steps is not None:
+            return min(1.0, self.step / self.config.steps)
+        assert self.config.minutes is not None
         return min(1.0, self.minutes / self.config.minutes)
 
     def _schedule(self) -> None:
@@ -261,36 +263,34 @@ def train(config: TrainConfig, out: Path, device: torch.device, init: str | None
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("training", total=config.minutes)
-        bar.update(task, completed=trainer.minutes)
-        next_valid = trainer.minutes + config.validate_minutes
-        next_save = trainer.minutes + config.save_minutes
+        task = bar.add_task("training", total=1)
+        bar.update(task, completed=trainer.progress)
         recent: dict[str, list[float]] = {}
         try:
-            while trainer.minutes < config.minutes:
+            while trainer.progress < 1:
                 started = time.monotonic()
                 losses = trainer.train_step(
                     corpus.crops(config.optim.batch_size, length, config.data, trainer.rng).to(device)
                 )
                 trainer.minutes += (time.monotonic() - started) / 60
+                done = trainer.progress >= 1
                 for name, value in losses.items():
                     recent.setdefault(name, []).append(value)
-                if trainer.step % 25 == 0:
+                if trainer.step % config.log_every == 0 or done:
                     means = {name: round(float(np.mean(values)), 4) for name, values in recent.items()}
                     recent.clear()
                     trainer.log({**means, "skipped": trainer.skipped})
                     text = " ".join(f"{name} {value:.3f}" for name, value in means.items())
-                    bar.update(task, completed=trainer.minutes, description=f"step {trainer.step} {text}")
-                if trainer.minutes >= min(next_valid, config.minutes):
-                    next_valid += config.validate_minutes
+                    bar.update(task, completed=trainer.progress, description=f"step {trainer.step} {text}")
+                if trainer.step % config.validate_every == 0 or done:
                     result = trainer.validate(valid)
                     trainer.log(result)
                     console.print(f"step {trainer.step}: " + " ".join(f"{k} {v}" for k, v in result.items()))
-                    if result["valid"] < trainer.best or trainer.minutes >= config.minutes:
+                    # The adversarial stage trades some of this loss for quality: its end counts, too.
+                    if result["valid"] < trainer.best or done:
                         trainer.best = result["valid"]
                         checkpoints.save(best, config.model, trainer.ema)
-                if trainer.minutes >= next_save:
-                    next_save += config.save_minutes
+                if trainer.step % config.save_every == 0:
                     trainer.save()
         finally:
             # Also on Ctrl-C: nothing done so far is lost.

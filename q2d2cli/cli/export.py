@@ -1,0 +1,53 @@
+"""`q2d2 export`: a training run's best checkpoint as a model folder with a measured card."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from q2d2cli.cli.common import Device, Force, Quiet
+from q2d2cli.errors import UsageError
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of the run (the --out of q2d2 train).", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="Model folder to write; ends in the model's name.", show_default=False)
+    ],
+    test: Annotated[Path, typer.Option("--test", help="Audio of speakers never trained on, to measure with.")],
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most this many files of each folder, evenly spaced.")
+    ] = None,
+    notes: Annotated[
+        Path | None, typer.Option("--notes", help="Markdown for the card: data, licences, limits.", show_default=False)
+    ] = None,
+    force: Force = False,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> int:
+    """Write model.safetensors, config.json and a model card filled with measured numbers.
+
+    q2d2 export runs/speech-3k checkpoints/speech-3k --test data/speech/test --notes examples/speech/NOTES.md
+    """
+    from q2d2cli.checkpoints import CONFIG_NAME
+
+    if (folder / CONFIG_NAME).exists() and not force:
+        raise UsageError(f"{folder} already holds a model: use --force to overwrite it")
+    try:
+        text = notes.read_text(encoding="utf-8") if notes else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {notes}: {error}") from error
+    from q2d2cli.cli.evaluate import measure
+    from q2d2cli.training.export import describe
+    from q2d2cli.training.export import export as copy
+
+    effort = copy(run, folder)
+    measured = measure(test, ["pesq", "stoi"], str(folder), limit, device, quiet)
+    command = f"q2d2 eval --metrics pesq,stoi --model {folder} {test}" + (f" --limit {limit}" if limit else "")
+    describe(folder, effort, measured, command, text)
+    if not quiet:
+        print(f"{folder}: PESQ {measured['pesq']['mean']}, STOI {measured['stoi']['mean']}", file=sys.stderr)
+    return 0

@@ -1,0 +1,121 @@
+"""From a training run to a checkpoint folder that can be shipped: weights, configuration, model card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from q2d2cli import checkpoints
+from q2d2cli.errors import UsageError
+from q2d2cli.files import atomic_output
+from q2d2cli.models.config import ModelConfig
+from q2d2cli.training.config import LOG_NAME
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a run took."""
+
+    steps: int
+    minutes: float
+
+
+def read_effort(run: Path) -> Effort:
+    """Steps and minutes of a run, from its log.
+
+    Raises:
+        UsageError: if there is no run.
+    """
+    try:
+        last = json.loads((run / LOG_NAME).read_text(encoding="utf-8").splitlines()[-1])
+        return Effort(last["step"], last["minutes"])
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise UsageError(f"{run} holds no training run: name the --out folder of q2d2 train") from error
+
+
+def export(run: Path, folder: Path) -> Effort:
+    """Copy a run's best checkpoint to `folder`; metrics and card follow with `describe`.
+
+    Raises:
+        UsageError: if `run` holds none, or `folder` does not bear the model's name.
+        Q2D2Error: if the weights are damaged or cannot be written.
+    """
+    effort = read_effort(run)
+    best = checkpoints.find(str(run / "best"))
+    if folder.name != best.config.name:
+        raise UsageError(f"the model's name is {best.config.name!r}: export it to a folder of that name, not {folder}")
+    checkpoints.save(folder, best.config, checkpoints.load(best).state_dict())
+    return effort
+
+
+def describe(folder: Path, effort: Effort, measured: dict[str, Any], command: str, notes: str) -> None:
+    """Write metrics into `config.json` and the model card `README.md`.
+
+    Args:
+        folder: the checkpoint.
+        effort: what training took.
+        measured: result of `evaluation.evaluate.evaluate`.
+        command: how to measure it again.
+        notes: Markdown on data, licences and limits, appended to the card.
+    """
+    checkpoint = checkpoints.open_checkpoint(folder)
+    metrics = {name: measured[name]["mean"] for name in ("pesq", "stoi")}
+    checkpoints.write_config(folder, checkpoint.config, metrics)
+    card = model_card(checkpoint.config, checkpoint.weights.stat().st_size, effort, measured, command, notes)
+    with atomic_output(folder / checkpoints.CARD_NAME) as file:
+        file.write(card.encode())
+
+
+def model_card(
+    config: ModelConfig, size: int, effort: Effort, measured: dict[str, Any], command: str, notes: str
+) -> str:
+    """The card's text."""
+    spec = config.quantizer.spec()
+    rows = {**measured["groups"], "**all**": measured}
+    table = "\n".join(
+        f"| {name} | {cell(row['pesq'])} | {cell(row['stoi'])} | {row['stoi']['n']} |" for name, row in rows.items()
+    )
+    columns = (spec.sizes, measured["pair_entropy"], measured["pair_entropy_max"], measured["pair_utilization"])
+    pairs = "\n".join(
+        f"| {number} | {points} | {entropy:.2f} of {most:.2f} bits ({100 * entropy / most:.0f}%) | {100 * used:.1f}% |"
+        for number, (points, entropy, most, used) in enumerate(zip(*columns, strict=True))
+    )
+    return f"""# {config.name}
+
+| | |
+|---|---|
+| bit rate | {config.bit_rate / 1000:.2f} kbit/s payload |
+| tokens | {config.frame_rate:.1f} per second, codebook of {spec.codebook_size} |
+| quantizer | {spec.kind} grids, levels {",".join(map(str, spec.levels))} |
+| audio | {config.sample_rate} Hz inside, one frame per {config.hop} samples; any rate in and out |
+| weights | {size / 1e6:.1f} MB, 16-bit safetensors, fingerprint `{measured["fingerprint"]}` |
+| training | {effort.steps} steps, {effort.minutes / 60:.1f} hours |
+
+## Measured quality
+
+On speakers never trained on: {measured["files"]} files, {measured["minutes"]} minutes.
+PESQ is wide-band; both at 16 kHz; mean and 95% interval over files.
+
+| speaker or source | PESQ | STOI | files |
+|---|---|---|---|
+{table}
+
+| pair | points | entropy | points used |
+|---|---|---|---|
+{pairs}
+
+Measured with
+
+    {command}
+
+{notes.strip()}
+"""
+
+
+def cell(entry: dict[str, Any]) -> str:
+    """Mean and interval for a table."""
+    if entry["mean"] is None:
+        return "not defined"
+    return f"{entry['mean']:.3f}" + (f" ± {entry['interval95']:.3f}" if entry["interval95"] is not None else "")

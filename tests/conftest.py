@@ -1,0 +1,86 @@
+"""Shared fixtures: the real command, real speech, a tiny model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from q2d2cli import Codec, checkpoints
+from q2d2cli.models.config import ModelConfig, QuantizerConfig, SpectralEncoderConfig, VocosDecoderConfig
+from q2d2cli.models.model import CodecModel
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIP = ROOT / "examples" / "librivox.wav"
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run the real command in an empty folder."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+
+    def command(
+        *arguments: str | Path, stdin: bytes | None = None, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "q2d2cli", *map(str, arguments)],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **(environment or {})},
+            timeout=300,
+            check=False,
+        )
+
+    return command
+
+
+TINY = ModelConfig(
+    name="tiny",
+    hop=48,
+    feature_dim=16,
+    encoder=SpectralEncoderConfig(dim=16, hidden=32, layers=2, kernel=3),
+    quantizer=QuantizerConfig(kind="rhombic", levels=(5, 5, 3, 3)),
+    decoder=VocosDecoderConfig(dim=16, hidden=32, layers=2, kernel=3),
+)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny model with random weights, large enough to spread the codes."""
+    torch.manual_seed(0)
+    model = CodecModel(TINY)
+    with torch.no_grad():
+        model.quantizer.project_in.weight.mul_(20)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    checkpoints.save(folder, TINY, model.state_dict())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_codec(tiny: Path) -> Codec:
+    return Codec.from_pretrained(tiny, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def speech() -> Codec:
+    """The shipped model."""
+    return Codec.from_pretrained("speech-3k", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def clip() -> tuple[np.ndarray, int]:
+    """Ten seconds of read speech, `(samples,)` float32 and its rate."""
+    import soundfile
+
+    return soundfile.read(CLIP, dtype="float32")

@@ -1,0 +1,74 @@
+"""Models: configuration checks, shapes, the paper's sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from q2d2cli.models.config import ModelConfig
+from q2d2cli.models.model import CodecModel
+
+PAPER_ROWS = [
+    ((7, 7, 7, 7, 7, 7), (6, 5, 5, 3), 1025),
+    ((9, 9, 7, 7, 7, 7), (6, 4, 3, 2), 3333),
+    ((9, 9, 9, 9, 7, 7), (6, 4, 3, 1), 6923),
+]
+
+
+@pytest.mark.parametrize(("levels", "strides", "rate"), PAPER_ROWS)
+def test_paper_model_builds_and_runs(levels: tuple[int, ...], strides: tuple[int, ...], rate: int) -> None:
+    hop = int(torch.tensor(strides).prod())
+    config = ModelConfig.model_validate(
+        {
+            "hop": hop,
+            "encoder": {"type": "seanet", "strides": strides},
+            "quantizer": {"kind": "rhombic", "levels": levels},
+            "decoder": {"dim": 768, "hidden": 2304, "layers": 12, "attention": True, "norm_embeddings": 4},
+        }
+    )
+    assert config.bit_rate == pytest.approx(rate, abs=1)
+    model = CodecModel(config).eval()
+    audio = torch.randn(2, 10 * hop + 1) * 0.1
+    indices = model.encode(audio)
+    assert indices.shape == (2, 11, 3)
+    assert model.decode(indices).shape == (2, 11 * hop)
+
+
+@pytest.mark.parametrize("encoder", [{"type": "spectral"}, {"type": "seanet", "filters": 4, "lstm_layers": 0}])
+def test_forward_is_decode_of_encode(encoder: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    model = CodecModel(ModelConfig.model_validate({"feature_dim": 32, "encoder": encoder})).eval()
+    audio = torch.randn(2, 5000) * 0.1
+    with torch.inference_mode():
+        estimate, quantized = model(audio)
+    indices = model.encode(audio)
+    assert torch.equal(indices, quantized.indices)
+    torch.testing.assert_close(model.decode(indices)[:, :5000], estimate, atol=1e-5, rtol=1e-4)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    torch.manual_seed(0)
+    model = CodecModel(ModelConfig(feature_dim=16))
+    estimate, _ = model(torch.randn(1, 2000) * 0.1)
+    estimate.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hop": 145, "encoder": {"type": "seanet"}}, "multiply to 144, but hop is 145"),
+        ({"quantizer": {"levels": [8, 9]}}, "level 8 is even"),
+        ({"quantizer": {"levels": [9, 9, 7]}}, "even number of dimensions"),
+        ({"decoder": {"layers": 0}}, "greater than 0"),
+        ({"hop": 145}, "cannot be centred"),
+        ({"colour": "blue"}, "colour"),
+        ({"name": "../evil"}, "name"),
+    ],
+)
+def test_impossible_configurations_are_named(change: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        ModelConfig.model_validate(change)

@@ -1,0 +1,127 @@
+"""Training: a tiny run from audio to a checkpoint that encodes, resume, and bad configurations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import CLIP, TINY, Run
+
+from q2d2cli.training.config import DataConfig
+from q2d2cli.training.data import Corpus
+from q2d2cli.training.losses import ComplexStftLoss, MelLoss, feature_matching_loss
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A short run on the clip, with one broken file among the audio."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "clip.wav").write_bytes(CLIP.read_bytes())
+    (data / "broken.wav").write_bytes(b"RIFF")
+    content = {
+        "model": TINY.model_dump(mode="json"),
+        "data": {"train": str(data), "valid": str(data), "crop_seconds": 0.2},
+        "optim": {"batch_size": 2, "warmup_steps": 5},
+        "discriminator": {"start": 0.5, "channels": 2, "windows": [256]},
+        "steps": 60,
+        "validate_every": 30,
+        "save_every": 20,
+        "log_every": 10,
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = run("train", "-c", config, "-o", out)
+    assert result.returncode == 0, result.stderr.decode()
+    assert "broken.wav" in result.stderr.decode()
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [entry["mel"] for entry in log if "mel" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+    assert any("d" in entry for entry in log)
+    assert all(entry["skipped"] == 0 for entry in log if "skipped" in entry)
+
+    # The best checkpoint is a model like any other.
+    assert run("encode", CLIP, "a.q2d", "-m", out / "best").returncode == 0
+    assert run("decode", "a.q2d", "a.wav", "-m", out / "best").returncode == 0
+
+    # A run is not overwritten; it goes on from where it stood, to more steps.
+    result = run("train", "-c", config, "-o", out)
+    assert result.returncode == 2
+    assert "already holds a run" in result.stderr.decode()
+    longer = yaml.safe_load(config.read_text())
+    longer["steps"] = 80
+    config.write_text(yaml.safe_dump(longer))
+    assert run("train", "-c", config, "-o", out, "--resume").returncode == 0
+    resumed = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert resumed[: len(log)] == log
+    assert resumed[-1]["step"] == 80
+
+    # Its weights are a start for another run.
+    assert run("train", "-c", config, "-o", tmp_path / "second", "--init", out / "best").returncode == 0
+    first = json.loads((tmp_path / "second" / "log.jsonl").read_text().splitlines()[0])
+    assert first["mel"] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"modle": {}}, ["modle"]),
+        ({"model": {"quantizer": {"levels": [8, 8]}}}, ["model.quantizer", "level 8"]),
+        ({"optim": {"lr": -1}}, ["optim.lr"]),
+        ({"steps": None}, ["steps or minutes"]),
+        ({"data": {"train": "/nowhere", "valid": "/nowhere"}}, ["/nowhere"]),
+    ],
+)
+def test_bad_configurations_are_named(
+    run: Run, config: Path, tmp_path: Path, change: dict[str, object], words: list[str]
+) -> None:
+    content = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump({**content, **change}))
+    result = run("train", "-c", config, "-o", tmp_path / "run")
+    assert result.returncode == 2
+    assert result.stderr.decode().count("\n") == 1
+    for word in words:
+        assert word in result.stderr.decode()
+
+
+def test_missing_configuration(run: Run, tmp_path: Path) -> None:
+    result = run("train", "-c", tmp_path / "none.yaml", "-o", tmp_path / "run")
+    assert result.returncode == 2
+    assert "none.yaml" in result.stderr.decode()
+    result = run("train", "-c", CLIP, "-o", tmp_path / "run")
+    assert result.returncode == 2
+    assert "not valid YAML" in result.stderr.decode()
+
+
+def test_crops_have_the_levels_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "clip.wav").write_bytes(CLIP.read_bytes())
+    corpus = Corpus(tmp_path, 24_000)
+    config = DataConfig(train=tmp_path, valid=tmp_path, level_mean=-30, level_std=0, silence=0)
+    crops = corpus.crops(200, 24_000, config, np.random.default_rng(0))
+    levels = 10 * torch.log10(crops.square().mean(1))
+    assert crops.abs().max() < 1
+    assert levels.median().item() == pytest.approx(-30, abs=0.1)
+    quiet = corpus.crops(50, 24_000, config.model_copy(update={"silence": 1.0}), np.random.default_rng(0))
+    assert quiet.abs().max() < 0.01
+
+
+def test_losses_are_zero_for_equal_signals_and_grow_with_distance() -> None:
+    torch.manual_seed(0)
+    signal = torch.randn(2, 8000) * 0.1
+    for loss in (MelLoss(24_000), ComplexStftLoss()):
+        near, far = (loss(signal + e * torch.randn(2, 8000), signal) for e in (0.001, 0.1))
+        assert loss(signal, signal) == 0
+        assert 0 < near < far
+    # The complex loss hears a sign flip, the mel loss does not.
+    assert MelLoss(24_000)(-signal, signal) < 1e-5
+    assert ComplexStftLoss()(-signal, signal) > 0.1
+    assert feature_matching_loss([[signal]], [[signal]]) == 0
