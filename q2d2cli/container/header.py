@@ -124,7 +124,7 @@ def read_header(file: BinaryIO) -> tuple[Header, int]:
     prefix = file.read(PREFIX.size)
     if not prefix:
         raise FormatError("is empty: not a .q2d file")
-    if not prefix.startswith(MAGIC):
+    if not MAGIC.startswith(prefix[: len(MAGIC)]):
         raise FormatError(describe_foreign(prefix))
     if len(prefix) < PREFIX.size:
         raise FormatError("is truncated: it ends inside the header")

@@ -90,11 +90,12 @@ def unpack(data: bytes, frames: int, sizes: tuple[int, ...]) -> np.ndarray:
     groups, rest = divmod(frames, group)
     codebook = math.prod(sizes)
     bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    full_bits = groups * number_bits(codebook, group)
+    width = number_bits(codebook, group)
+    full_bits = groups * width
     end = full_bits + number_bits(codebook, rest)
     if bits[end:].any():
         raise FormatError("padding bits of a payload are not zero")
-    parts = [from_bits(bits[:full_bits].reshape(groups, -1), sizes * group).reshape(-1, len(sizes))]
+    parts = [from_bits(bits[:full_bits].reshape(groups, width), sizes * group).reshape(-1, len(sizes))]
     if rest:
         parts.append(from_bits(bits[full_bits:end].reshape(1, -1), sizes * rest).reshape(-1, len(sizes)))
     return np.concatenate(parts).astype(np.int64)

@@ -138,8 +138,10 @@ class HexagonalGrid(Grid):
     def _candidates(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         level = self.levels[0]
         start = -(level - 1) / 2
+        below, above = below_and_above(y, start, level)
         neighbours = []
-        for row in below_and_above(y, start, level):
+        # Rows take turns in reaching out: beyond a row's end the rows next to it may be nearer.
+        for row in ((below - 1).clamp(min=0), below, above):
             shift = torch.where(row % 2 == 1, -0.25, 0.25).to(x)
             low, high = below_and_above(x - shift, start, level)
             for column in (low, high):

@@ -1,0 +1,271 @@
+"""The container: round trips, golden files, a second decoder, newer versions, and every kind of damage."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference_decoder
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from q2d2cli.container.header import FormatError, Header, read_header
+from q2d2cli.container.stream import Reader, Writer
+from q2d2cli.quantizers.spec import QuantizerSpec
+
+GOLDEN = ROOT / "tests" / "golden"
+VECTORS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "vectors.json").read_text())
+SPEC = QuantizerSpec("rhombic", (5, 5, 3, 3))
+
+
+class Pipe(io.BytesIO):
+    """A file that cannot be sought in."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def make_header(**changes: Any) -> Header:
+    fields = {
+        "quantizer": SPEC,
+        "hop": 48,
+        "sample_rate": 24_000,
+        "model": "täst",
+        "fingerprint": b"\x01\x02\x03\x04\x05\x06\x07\x08",
+        "original_rate": 44_100,
+        "channels": 2,
+        "num_samples": 1000,
+        "frames_per_block": 10,
+    }
+    return Header(**{**fields, **changes})
+
+
+def draw_indices(header: Header, frames: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    shape = (header.channels, frames)
+    return np.stack([rng.integers(0, size, shape) for size in header.quantizer.sizes], axis=-1)
+
+
+def read(data: bytes) -> tuple[Reader, np.ndarray]:
+    reader = Reader(io.BytesIO(data))
+    blocks = [reader.unpack(block) for block in reader.blocks()]
+    empty = np.empty((reader.header.channels, 0, reader.header.quantizer.num_pairs), np.int64)
+    return reader, np.concatenate([empty, *blocks], axis=1)
+
+
+def small_file(frames: int = 25) -> bytes:
+    file = io.BytesIO()
+    header = make_header()
+    writer = Writer(file, header)
+    writer.write(draw_indices(header, frames))
+    writer.close(1000)
+    return file.getvalue()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    channels=st.integers(1, 3),
+    block=st.integers(1, 40),
+    pieces=st.lists(st.integers(0, 50), max_size=5),
+    seed=st.integers(0, 99),
+)
+def test_round_trip_in_any_pieces(channels: int, block: int, pieces: list[int], seed: int) -> None:
+    header = make_header(channels=channels, frames_per_block=block)
+    indices = draw_indices(header, sum(pieces), seed)
+    file = io.BytesIO()
+    writer, position = Writer(file, header), 0
+    for piece in pieces:
+        writer.write(indices[:, position : position + piece])
+        position += piece
+    writer.close(1000)
+    reader, back = read(file.getvalue())
+    np.testing.assert_array_equal(back, indices)
+    assert reader.header == header
+    assert reader.bytes_read == writer.bytes_written == len(file.getvalue())
+    assert reader.payload_bytes == writer.payload_bytes
+    assert reader.frames == writer.frames == sum(pieces)
+
+
+@pytest.mark.parametrize("kind", ["rectangular", "rhombic", "hexagonal"])
+@pytest.mark.parametrize("samples", [None, 0, 2**64 - 2])
+def test_header_round_trip(kind: str, samples: int | None) -> None:
+    header = make_header(
+        quantizer=QuantizerSpec(kind, (3, 4095, 7, 5)),
+        num_samples=samples,
+        hop=65535,
+        channels=65535,
+        original_rate=2**32 - 1,
+        frames_per_block=65535,
+        model="x" * 255,
+    )
+    data = header.to_bytes()
+    assert read_header(io.BytesIO(data)) == (header, len(data))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hop": 0},
+        {"hop": 65536},
+        {"channels": 0},
+        {"original_rate": 2**32},
+        {"model": ""},
+        {"model": "x" * 256},
+        {"num_samples": -1},
+        {"fingerprint": b"short"},
+    ],
+)
+def test_header_that_does_not_fit_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must have 8" if "fingerprint" in change else "out of range"):
+        make_header(**change)
+
+
+def test_length_becomes_known_at_the_end() -> None:
+    header = make_header(num_samples=None)
+    indices = draw_indices(header, 25)
+    for file, in_header in ((io.BytesIO(), 1234), (Pipe(), None)):
+        writer = Writer(file, header)
+        writer.write(indices)
+        writer.close(1234)
+        reader, back = read(file.getvalue())
+        assert reader.header.num_samples == in_header
+        assert reader.num_samples == 1234
+        np.testing.assert_array_equal(back, indices)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_golden_files(name: str) -> None:
+    vector, data = VECTORS[name], (GOLDEN / f"{name}.q2d").read_bytes()
+    reader, indices = read(data)
+    assert indices.tolist() == vector["indices"]
+    header = Header(
+        QuantizerSpec(vector["kind"], tuple(vector["levels"])),
+        vector["hop"],
+        vector["sample_rate"],
+        vector["model"],
+        bytes.fromhex(vector["fingerprint"]),
+        vector["original_rate"],
+        vector["channels"],
+        vector["num_samples"],
+        vector["frames_per_block"],
+    )
+    assert reader.header == header
+    file = io.BytesIO()
+    writer = Writer(file, header)
+    writer.write(indices)
+    writer.close(vector["num_samples"])
+    assert file.getvalue() == data
+    # And the decoder written from the specification says the same.
+    assert reference_decoder.decode(data) == {"version": [1, 0], **vector}
+
+
+def test_example_in_the_specification_is_true() -> None:
+    lines = (ROOT / "docs" / "format.md").read_text().split("offset  bytes")[1].split("```")[0].splitlines()[1:]
+    data = bytes.fromhex("".join(re.findall(r"^ *\d+ +((?:[0-9a-f]{2} )+)", line + " ")[0] for line in lines))
+    reader, indices = read(data)
+    assert len(data) == 102
+    assert (reader.header.model, reader.num_samples) == ("demo", 500)
+    assert indices[0].tolist() == [[0, 0], [11, 15], [3, 7], [5, 1], [8, 12], [2, 9]]
+
+
+def with_crc(kind: int, sequence: int, payload: bytes) -> bytes:
+    head = struct.pack("<II", kind | len(payload) << 8, sequence)
+    return head + struct.pack("<I", zlib.crc32(head + payload)) + payload
+
+
+def test_later_minor_versions_are_read() -> None:
+    data = small_file()
+    (length,) = struct.unpack_from("<H", data, 10)
+    header = data[:9] + b"\x07" + struct.pack("<H", length + 5) + data[12 : length - 4] + b"extra"
+    header += struct.pack("<I", zlib.crc32(header))
+    # A block that may be skipped goes first; the others move up by one.
+    blocks, position, sequence = with_crc(0x80, 0, b"something new"), length, 1
+    while position < len(data):
+        (first,) = struct.unpack_from("<I", data, position)
+        size = first >> 8
+        payload = data[position + 12 : position + 12 + size]
+        blocks += with_crc(first & 255, sequence, payload + (b"more" if first & 255 == 2 else b""))
+        position, sequence = position + 12 + size, sequence + 1
+    reader, indices = read(header + blocks)
+    assert reader.header.version == (1, 7)
+    assert reader.bytes_read == len(header + blocks)
+    np.testing.assert_array_equal(indices, read(data)[1])
+
+
+def test_what_is_newer_than_this_reader_is_said_so() -> None:
+    data = small_file()
+    with pytest.raises(FormatError, match=r"version 2\.0.*upgrade"):
+        read(data[:8] + b"\x02" + data[9:])
+    with pytest.raises(FormatError, match=r"type 5.*upgrade"):
+        read(data[:-20] + with_crc(5, 3, b"") + data[-20:])
+    for offset, words in ((12, "quantizer kind 9"), (13, "payload mode 9")):
+        (length,) = struct.unpack_from("<H", data, 10)
+        header = data[:offset] + b"\x09" + data[offset + 1 : length - 4]
+        with pytest.raises(FormatError, match=words):
+            read(header + struct.pack("<I", zlib.crc32(header)) + data[length:])
+
+
+def test_every_truncation_is_noticed() -> None:
+    data = small_file()
+    for length in range(len(data)):
+        with pytest.raises(FormatError, match=r"truncated|empty"):
+            read(data[:length])
+
+
+def test_every_flipped_bit_is_noticed() -> None:
+    data = small_file()
+    for position in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[position // 8] ^= 1 << position % 8
+        with pytest.raises(FormatError):
+            read(bytes(flipped))
+
+
+def test_blocks_out_of_order_or_lost_are_noticed() -> None:
+    data = small_file()
+    (length,) = struct.unpack_from("<H", data, 10)
+    (size,) = struct.unpack_from("<I", data, length)
+    end = length + 12 + (size >> 8)
+    with pytest.raises(FormatError, match="carries number 1"):
+        read(data[:length] + data[end:])
+    with pytest.raises(FormatError, match="bytes after its end block"):
+        read(data + b"\0")
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"RIFF\0\0\0\0WAVE", "a WAV file"),
+        (b"fLaC" + bytes(20), "a FLAC file"),
+        (b"OggS" + bytes(20), "an Ogg file"),
+        (b"ECDC" + bytes(20), "an EnCodec file"),
+        (b"\x89Q2D\n\x1a\n" + bytes(20), "line endings"),
+        (b"hello, world", "not a .q2d file"),
+        (b"", "empty"),
+    ],
+)
+def test_other_formats_are_named(start: bytes, words: str) -> None:
+    with pytest.raises(FormatError, match=words):
+        read(start)
+
+
+def test_container_imports_no_torch() -> None:
+    code = "import sys, q2d2cli.container.stream; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_golden_files_are_not_written_again(tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in GOLDEN.iterdir() if path.is_file()}
+    result = subprocess.run([sys.executable, GOLDEN / "make.py"], cwd=ROOT, capture_output=True, check=False)
+    assert result.returncode != 0
+    assert {path.name: path.read_bytes() for path in GOLDEN.iterdir() if path.is_file()} == before

@@ -1,0 +1,181 @@
+"""Quantizers: closed form against search, point order, tokens, gradients, errors."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from q2d2cli.quantizers.grids import GRIDS, make_grids
+from q2d2cli.quantizers.q2d2 import Q2D2, indices_to_tokens, tokens_to_indices
+from q2d2cli.quantizers.spec import KINDS, QuantizerSpec
+
+
+@st.composite
+def specs(draw: st.DrawFn, pairs: int = 1) -> QuantizerSpec:
+    kind = draw(st.sampled_from(KINDS))
+    level = st.integers(1, 7).map(lambda n: 2 * n + 1) if kind == "rhombic" else st.integers(2, 15)
+    return QuantizerSpec(kind, tuple(draw(level) for _ in range(2 * pairs)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(spec=specs(), double=st.booleans(), seed=st.integers(0, 2**32 - 1))
+def test_closed_form_is_the_search(spec: QuantizerSpec, double: bool, seed: int) -> None:
+    grid = make_grids(spec)[0]
+    dtype = torch.float64 if double else torch.float32
+    rng = np.random.default_rng(seed)
+    extent = max(spec.levels) / 2 * 1.5
+    anywhere = torch.from_numpy(rng.uniform(-extent, extent, (300, 2)))
+    # Cell borders of every grid lie on multiples of 1/4 and 1/8: ties are common there.
+    borders = torch.from_numpy(rng.integers(-8 * extent, 8 * extent + 1, (600, 2)) / rng.choice([4, 8], (600, 1)))
+    points = grid.points.double()[rng.integers(0, len(grid), 100)]
+    z = torch.cat([anywhere, borders, points, 2 * points]).to(dtype)
+    ends = torch.tensor([-torch.inf, torch.inf], dtype=dtype)
+    z = torch.cat([z, torch.nextafter(z, ends[0]), torch.nextafter(z, ends[1])])
+    assert torch.equal(grid.nearest(z), grid.nearest_by_search(z))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_closed_form_on_all_ties(kind: str) -> None:
+    grid = GRIDS[kind]((7, 5))
+    steps = torch.arange(-40, 41) / 8
+    z = torch.cartesian_prod(steps, steps)
+    assert torch.equal(grid.nearest(z), grid.nearest_by_search(z))
+
+
+def test_not_a_number_is_still_an_index() -> None:
+    for kind in KINDS:
+        index = GRIDS[kind]((5, 5)).nearest(torch.tensor([[float("nan"), 0.0], [0.0, float("inf")]]))
+        assert ((index >= 0) & (index < 41)).all()
+
+
+def linspace(level: int) -> np.ndarray:
+    return np.linspace(-(level - 1) / 2, (level - 1) / 2, level)
+
+
+@pytest.mark.parametrize("levels", [(7, 7), (9, 9), (5, 9), (3, 3)])
+def test_points_are_in_the_authors_order(levels: tuple[int, int]) -> None:
+    rectangle = np.array(list(itertools.product(linspace(levels[0]), linspace(levels[1]))))
+    np.testing.assert_array_equal(GRIDS["rectangular"](levels).points, rectangle)
+    centres = list(itertools.product(linspace(levels[0])[:-1] + 0.5, linspace(levels[1])[:-1] + 0.5))
+    np.testing.assert_array_equal(GRIDS["rhombic"](levels).points, np.concatenate([rectangle, centres]))
+    level = levels[0]
+    rows = [[(x + (-0.25 if i % 2 else 0.25), y) for x in linspace(level)] for i, y in enumerate(linspace(level))]
+    np.testing.assert_array_equal(GRIDS["hexagonal"](levels).points, np.concatenate(rows))
+
+
+@pytest.mark.parametrize(
+    ("kind", "levels", "sizes"),
+    [
+        ("rhombic", (7, 7), (85,)),
+        ("rhombic", (9, 9), (145,)),
+        ("rhombic", (11, 11), (221,)),
+        ("rectangular", (4, 5, 3, 3), (20, 9)),
+        ("hexagonal", (9, 7), (81,)),
+    ],
+)
+def test_sizes(kind: str, levels: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    spec = QuantizerSpec(kind, levels)
+    assert spec.sizes == sizes == tuple(len(grid) for grid in make_grids(spec))
+
+
+@pytest.mark.parametrize(
+    ("levels", "hop", "rate"), [((7,) * 6, 450, 1025), ((9, 9, 7, 7, 7, 7), 144, 3333), ((9, 9, 9, 9, 7, 7), 72, 6923)]
+)
+def test_bit_rates_of_the_paper(levels: tuple[int, ...], hop: int, rate: int) -> None:
+    assert int(QuantizerSpec("rhombic", levels).bit_rate(24_000, hop)) == rate
+
+
+@settings(max_examples=50, deadline=None)
+@given(spec=specs(pairs=3), seed=st.integers(0, 2**32 - 1))
+def test_tokens_and_indices_are_each_others_inverse(spec: QuantizerSpec, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    indices = torch.from_numpy(np.stack([rng.integers(0, size, (2, 30)) for size in spec.sizes], axis=-1))
+    tokens = indices_to_tokens(indices, spec)
+    assert torch.equal(tokens_to_indices(tokens, spec), indices)
+    g0, g1, _ = spec.sizes
+    assert torch.equal(tokens, indices[..., 0] + g0 * indices[..., 1] + g0 * g1 * indices[..., 2])
+
+
+@settings(max_examples=50, deadline=None)
+@given(spec=specs(pairs=2))
+def test_every_point_is_its_own_nearest(spec: QuantizerSpec) -> None:
+    quantizer = Q2D2(spec, 4)
+    count = max(spec.sizes)
+    indices = torch.stack([torch.arange(count) % size for size in spec.sizes], dim=-1)
+    # Back from the scaled code to the bounded value, and from there to the value before bounding.
+    z = quantizer.codes(indices) * quantizer.scale.flatten() / quantizer.bound
+    assert torch.equal(quantizer.quantize(z), indices)
+
+
+def test_code_is_the_point_over_half_the_levels() -> None:
+    quantizer = Q2D2(QuantizerSpec("rhombic", (9, 9, 7, 7)), 4)
+    codes = quantizer.codes(torch.tensor([[0, 0], [144, 49]]))
+    torch.testing.assert_close(codes, torch.tensor([[-1, -1, -1, -1], [3.5 / 4, 3.5 / 4, -2.5 / 3, -2.5 / 3]]))
+
+
+def test_bounding_follows_the_authors_code() -> None:
+    quantizer = Q2D2(QuantizerSpec("rectangular", (7, 8)), 4)
+    torch.testing.assert_close(quantizer.bound, torch.tensor([3 * 1.001, 3.5 * 1.001]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_goes_straight_through_to_the_tanh_output(kind: str) -> None:
+    torch.manual_seed(0)
+    quantizer = Q2D2(QuantizerSpec(kind, (5, 5, 7, 7)), 8)
+    x, weight = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 5, 8)
+    parameters = [x, *quantizer.parameters()]
+    through = torch.autograd.grad((quantizer(x).features * weight).sum(), parameters)
+    codes = quantizer.codes(quantizer.encode(x))
+    z = torch.tanh(quantizer.project_in(x))
+    expected = torch.autograd.grad((quantizer.project_out(z + (codes - z).detach()) * weight).sum(), parameters)
+    for a, b in zip(through, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    # In numbers: the gradient of x is that of linear, tanh, linear.
+    inner = (weight @ quantizer.project_out.weight) * (1 - z**2)
+    torch.testing.assert_close(through[0], inner @ quantizer.project_in.weight)
+
+
+def test_forward_encode_and_decode_agree() -> None:
+    torch.manual_seed(0)
+    quantizer = Q2D2(QuantizerSpec("rhombic", (9, 9, 7, 7, 7, 7)), 16)
+    x = torch.randn(2, 50, 16) * 3
+    quantized = quantizer(x)
+    assert torch.equal(quantizer.encode(x), quantized.indices)
+    torch.testing.assert_close(quantizer.decode(quantized.indices), quantized.features)
+
+
+@pytest.mark.parametrize(
+    ("kind", "levels", "words"),
+    [
+        ("triangular", (7, 7), "'triangular'"),
+        ("rhombic", (7, 7, 7), "3 levels"),
+        ("rhombic", (), "0 levels"),
+        ("rectangular", (7, 1), "level 1 is"),
+        ("rectangular", (7, -3), "level -3 is"),
+        ("hexagonal", (4096, 7), "level 4096 is"),
+        ("rhombic", (9, 8), "level 8 is even"),
+    ],
+)
+def test_impossible_specs_are_named(kind: str, levels: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        QuantizerSpec(kind, levels)
+
+
+def test_values_out_of_range_are_named() -> None:
+    spec = QuantizerSpec("rhombic", (9, 9, 7, 7, 7, 7))
+    for bad in (145 * 85 * 85, -1):
+        with pytest.raises(ValueError, match=f"token {bad} is out of range"):
+            tokens_to_indices(torch.tensor([0, bad]), spec)
+    with pytest.raises(ValueError, match="index 85 is out of range: pair 2 has 85 points"):
+        indices_to_tokens(torch.tensor([[0, 0, 85]]), spec)
+    with pytest.raises(ValueError, match="index -1 is out of range"):
+        Q2D2(spec, 4).decode(torch.tensor([[[-1, 0, 0]]]))
+    with pytest.raises(ValueError, match="3 pairs"):
+        indices_to_tokens(torch.tensor([[0, 0]]), spec)
+    with pytest.raises(ValueError, match="do not fit one 64-bit token"):
+        tokens_to_indices(torch.tensor([0]), QuantizerSpec("rectangular", (99,) * 10))
