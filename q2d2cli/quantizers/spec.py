@@ -10,7 +10,7 @@ KINDS = ("rectangular", "rhombic", "hexagonal")
 """Grid kinds in the order of their codes in the file format."""
 
 MAX_LEVEL = 4095
-"""Highest level of a dimension; keeps every grid below 2**26 points."""
+"""Highest level of a dimension; keeps every grid below 2**25 points."""
 
 
 @dataclass(frozen=True)
