@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -228,7 +227,7 @@ class Codec:
 
         Args:
             ids: `(frames,)` or `(channels, frames)` integers in `[0, codebook_size)`.
-            num_samples: samples per channel of the audio; all of the frames' if None.
+            num_samples: samples per channel of the audio, frames beyond it are cut; all if None.
             sample_rate: rate to decode to, Hz; the model's if None.
 
         Raises:
@@ -241,8 +240,9 @@ class Codec:
         length = ids.shape[1] * self.config.hop * rate // self.sample_rate
         if num_samples is not None and num_samples > length:
             raise UsageError(f"{ids.shape[1]} frames hold {length} samples, fewer than {num_samples}")
+        header = self.header(rate, ids.shape[0], length if num_samples is None else num_samples)
         indices = tokens_to_indices(ids, self.quantizer)
-        return Tokens(indices, self.header(rate, ids.shape[0], length if num_samples is None else num_samples))
+        return Tokens(indices[:, : header.frames_for(header.num_samples or 0)], header)
 
     def check(self, header: Header) -> None:
         """Raise Q2D2Error unless `header` belongs to these weights."""
@@ -291,9 +291,9 @@ class StreamEncoder:
             yield self._run(end)
 
     def finish(self) -> Iterator[np.ndarray]:
-        """The remaining frames. Their number is that of the samples at the model's rate over the hop, rounded up."""
+        """The remaining frames; in all there are `Header.frames_for` of them."""
         self._append(self._resampler.push(np.empty((self._channels, 0), np.float32), last=True))
-        frames = math.ceil(self._pushed * self._codec.sample_rate / (self._rate * self._hop))
+        frames = self._codec.header(self._rate, self._channels, self._pushed).frames_for(self._pushed)
         wanted = (frames - self._buffer_frame) * self._hop
         missing = max(0, wanted - self._buffer.shape[1])
         self._buffer = np.pad(self._buffer, ((0, 0), (0, missing)))[:, :wanted]
@@ -368,8 +368,6 @@ class StreamDecoder:
         pieces.append(self._resampler.push(np.empty((self._channels, 0), np.float32), last=True))
         rest = np.concatenate(pieces, axis=1)
         wanted = num_samples - self._emitted
-        if wanted < 0:
-            raise Q2D2Error(f"{num_samples} samples are declared, but {self._emitted} were decoded")
         yield self._emit(np.pad(rest, ((0, 0), (0, max(0, wanted - rest.shape[1]))))[:, :wanted])
 
     def _emit(self, samples: np.ndarray) -> np.ndarray:

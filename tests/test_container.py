@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def make_header(**changes: Any) -> Header:
         "fingerprint": b"\x01\x02\x03\x04\x05\x06\x07\x08",
         "original_rate": 44_100,
         "channels": 2,
-        "num_samples": 1000,
+        "num_samples": None,
         "frames_per_block": 10,
     }
     return Header(**{**fields, **changes})
@@ -63,12 +64,17 @@ def read(data: bytes) -> tuple[Reader, np.ndarray]:
     return reader, np.concatenate([empty, *blocks], axis=1)
 
 
+def samples_of(frames: int) -> int:
+    """A number of samples at 44.1 kHz that takes so many frames of 48 samples at 24 kHz."""
+    return frames * 48 * 44_100 // 24_000
+
+
 def small_file(frames: int = 25) -> bytes:
     file = io.BytesIO()
     header = make_header()
     writer = Writer(file, header)
     writer.write(draw_indices(header, frames))
-    writer.close(1000)
+    writer.close(samples_of(frames))
     return file.getvalue()
 
 
@@ -87,10 +93,10 @@ def test_round_trip_in_any_pieces(channels: int, block: int, pieces: list[int], 
     for piece in pieces:
         writer.write(indices[:, position : position + piece])
         position += piece
-    writer.close(1000)
+    writer.close(samples_of(sum(pieces)))
     reader, back = read(file.getvalue())
     np.testing.assert_array_equal(back, indices)
-    assert reader.header == header
+    assert reader.header == replace(header, num_samples=samples_of(sum(pieces)))
     assert reader.bytes_read == writer.bytes_written == len(file.getvalue())
     assert reader.payload_bytes == writer.payload_bytes
     assert reader.frames == writer.frames == sum(pieces)
@@ -133,13 +139,14 @@ def test_header_that_does_not_fit_is_refused(change: dict[str, Any]) -> None:
 def test_length_becomes_known_at_the_end() -> None:
     header = make_header(num_samples=None)
     indices = draw_indices(header, 25)
-    for file, in_header in ((io.BytesIO(), 1234), (Pipe(), None)):
+    samples = samples_of(25)
+    for file, in_header in ((io.BytesIO(), samples), (Pipe(), None)):
         writer = Writer(file, header)
         writer.write(indices)
-        writer.close(1234)
+        writer.close(samples)
         reader, back = read(file.getvalue())
         assert reader.header.num_samples == in_header
-        assert reader.num_samples == 1234
+        assert reader.num_samples == samples
         np.testing.assert_array_equal(back, indices)
 
 
@@ -242,6 +249,32 @@ def test_blocks_out_of_order_or_lost_are_noticed() -> None:
         read(data + b"\0")
 
 
+def test_writer_refuses_what_no_reader_would_take() -> None:
+    header = make_header()
+    indices = draw_indices(header, 25)
+    for samples in (samples_of(24), samples_of(26), -1, 10**15):
+        writer = Writer(io.BytesIO(), header)
+        writer.write(indices)
+        with pytest.raises(ValueError, match=str(samples)):
+            writer.close(samples)
+    writer = Writer(Pipe(), replace(header, num_samples=samples_of(24)))
+    writer.write(indices)
+    with pytest.raises(ValueError, match="already written"):
+        writer.close(samples_of(25))
+    with pytest.raises(ValueError, match="expected integers"):
+        writer.write(indices.astype(float))
+
+
+def test_end_block_that_contradicts_the_frames_is_noticed() -> None:
+    data = small_file()
+    with pytest.raises(FormatError, match="header says"):
+        read(data[:-20] + with_crc(2, 3, struct.pack("<Q", 10**15)))
+    header = make_header().to_bytes()
+    (length,) = struct.unpack_from("<H", data, 10)
+    with pytest.raises(FormatError, match="25 frames do not hold"):
+        read(header + data[length:-20] + with_crc(2, 3, struct.pack("<Q", 10**15)))
+
+
 @pytest.mark.parametrize(
     ("start", "words"),
     [
@@ -249,6 +282,8 @@ def test_blocks_out_of_order_or_lost_are_noticed() -> None:
         (b"fLaC" + bytes(20), "a FLAC file"),
         (b"OggS" + bytes(20), "an Ogg file"),
         (b"ECDC" + bytes(20), "an EnCodec file"),
+        (b"ID3" + bytes(20), "an MP3 file"),
+        (b"\x93NUMPY" + bytes(20), "NumPy"),
         (b"\x89Q2D\n\x1a\n" + bytes(20), "line endings"),
         (b"hello, world", "not a .q2d file"),
         (b"", "empty"),

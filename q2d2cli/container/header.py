@@ -94,6 +94,10 @@ class Header:
         """Seconds of audio, None if not known."""
         return None if self.num_samples is None else self.num_samples / self.original_rate
 
+    def frames_for(self, num_samples: int) -> int:
+        """Frames per channel of so many samples at the original rate: the samples at the model's rate, over the hop."""
+        return -(-num_samples * self.sample_rate // (self.original_rate * self.hop))
+
     def to_bytes(self) -> bytes:
         """The header as it stands in a file."""
         name = self.model.encode()

@@ -49,8 +49,10 @@ class Writer:
         """Append `(channels, frames, pairs)` pair indices.
 
         Raises:
-            ValueError: if the shape is wrong or an index is out of range.
+            ValueError: if the shape or type is wrong or an index is out of range.
         """
+        if not np.issubdtype(indices.dtype, np.integer):
+            raise ValueError(f"indices have type {indices.dtype}: expected integers")
         if indices.ndim != 3 or indices.shape[0] != self.header.channels:
             raise ValueError(f"indices have shape {indices.shape}: expected ({self.header.channels}, frames, pairs)")
         self._pending = np.concatenate([self._pending, indices], axis=1)
@@ -60,12 +62,22 @@ class Writer:
             self._pending = self._pending[:, size:]
 
     def close(self, num_samples: int) -> None:
-        """Write what is left and the end block with the number of samples per channel."""
+        """Write what is left and the end block with the number of samples per channel.
+
+        Raises:
+            ValueError: if the frames are not those of so many samples, or the header says
+                another number and cannot be written again.
+        """
+        header = replace(self.header, num_samples=num_samples)
         if self._pending.shape[1]:
             self._data(self._pending)
+        if self.frames != header.frames_for(num_samples):
+            raise ValueError(f"{num_samples} samples take {header.frames_for(num_samples)} frames, not {self.frames}")
+        if self._start is None and self.header.num_samples not in (None, num_samples):
+            raise ValueError(f"the header, already written, says {self.header.num_samples} samples, not {num_samples}")
         self._block(END, SAMPLES.pack(num_samples))
         if self._start is not None and self.header.num_samples != num_samples:
-            self.header = replace(self.header, num_samples=num_samples)
+            self.header = header
             end = self.file.tell()
             self.file.seek(self._start)
             self.file.write(self.header.to_bytes())
@@ -189,6 +201,10 @@ class Reader:
         (samples,) = SAMPLES.unpack_from(payload)
         if self.header.num_samples not in (None, samples):
             raise FormatError(f"is damaged: header says {self.header.num_samples} samples, end block {samples}")
+        if self.frames != self.header.frames_for(samples):
+            raise FormatError(
+                f"is damaged: its end block says {samples} samples, which {self.frames} frames do not hold"
+            )
         if self.file.read(1):
             raise FormatError("is damaged: there are bytes after its end block")
         self.num_samples = samples

@@ -45,7 +45,7 @@ class Grid(ABC):
         """Index of the nearest point (paper equation 3), the lowest index on a tie.
 
         Looks at the at most eight points around `z` instead of at all of them; agrees with
-        `nearest_by_search` on every input.
+        `nearest_by_search` wherever distances can be told apart at all.
 
         Args:
             z: `(..., 2)` coordinates.

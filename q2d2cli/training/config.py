@@ -56,6 +56,8 @@ class LossConfig(Strict):
     mel: Weight = 10.0
     stft: Weight = 15.0
     """Complex, magnitude-compressed multi-resolution STFT loss."""
+    stft_compression: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Power to which that loss raises magnitudes."""
     adversarial: Weight = 1.0
     feature_matching: Weight = 2.0
 

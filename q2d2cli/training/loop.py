@@ -73,7 +73,7 @@ class Trainer:
         ).to(device)
         self.optimizers = self._make_optimizers()
         self.mel = MelLoss(config.model.sample_rate).to(device)
-        self.stft = ComplexStftLoss().to(device)
+        self.stft = ComplexStftLoss(config.loss.stft_compression).to(device)
         self.step = 0
         self.skipped = 0
         self.minutes = 0.0
