@@ -151,7 +151,9 @@ def load(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> CodecMod
 
 
 def save(folder: Path, config: ModelConfig, state: dict[str, torch.Tensor]) -> None:
-    """Write `config.json` (without metrics) and `model.safetensors` (16-bit floats), each atomically.
+    """Write `config.json` (without metrics) and `model.safetensors`, each atomically.
+
+    Parameters become 16-bit floats; buffers (a vector quantizer's statistics) stay as they are.
 
     Raises:
         Q2D2Error: if a weight is not finite in 16 bits, or the folder cannot be written to.
@@ -159,9 +161,14 @@ def save(folder: Path, config: ModelConfig, state: dict[str, torch.Tensor]) -> N
     import torch
     from safetensors.torch import save as to_bytes
 
-    half = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in state.items()}
-    for name, tensor in half.items():
-        if not torch.isfinite(tensor).all():
+    from q2d2cli.models.model import CodecModel
+
+    with torch.device("meta"):
+        parameters = {name for name, _ in CodecModel(config).named_parameters()}
+    half = {}
+    for name, tensor in state.items():
+        half[name] = tensor.detach().to("cpu", torch.float16 if name in parameters else None).contiguous()
+        if not torch.isfinite(half[name]).all():
             raise Q2D2Error(f"weights {name} are not finite in 16 bits: the model cannot be exported")
     try:
         folder.mkdir(parents=True, exist_ok=True)

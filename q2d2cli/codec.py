@@ -17,7 +17,7 @@ from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output
 from q2d2cli.models.model import CodecModel
-from q2d2cli.quantizers.q2d2 import indices_to_tokens, tokens_to_indices
+from q2d2cli.quantizers.base import indices_to_tokens, tokens_to_indices
 
 CHUNK_SECONDS = 10.0
 BLOCK_SECONDS = 1.0
@@ -94,7 +94,7 @@ class Tokens:
         except FormatError as error:
             raise FormatError(f"{path} {error}") from error
         assert reader.num_samples is not None
-        empty = np.empty((reader.header.channels, 0, reader.header.quantizer.num_pairs), np.int64)
+        empty = np.empty((reader.header.channels, 0, reader.header.quantizer.num_indices), np.int64)
         indices = torch.from_numpy(np.concatenate([empty, *blocks], axis=1))
         return cls(indices, replace(reader.header, num_samples=reader.num_samples))
 
@@ -342,7 +342,7 @@ class StreamDecoder:
         self._channels = header.channels
         self._context = codec.model.decoder_context
         self._chunk = chunk_frames(codec, chunk_seconds, self._context)
-        self._buffer = np.empty((header.channels, 0, codec.quantizer.num_pairs), np.int64)
+        self._buffer = np.empty((header.channels, 0, codec.quantizer.num_indices), np.int64)
         self._buffer_frame = self._next_frame = self._emitted = 0
 
     def push(self, indices: np.ndarray) -> Iterator[np.ndarray]:

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 
-from q2d2cli import Codec, Q2D2Error, Tokens, UsageError
+from q2d2cli import Codec, Q2D2Error, Tokens, UsageError, checkpoints
 from q2d2cli.audio import Resampler
 from q2d2cli.codec import StreamDecoder, StreamEncoder
 from q2d2cli.evaluation.metrics import METRIC_RATE, stoi
-from q2d2cli.models.config import ModelConfig, SeanetEncoderConfig, VocosDecoderConfig
+from q2d2cli.models.config import ModelConfig, QuantizerConfig, SeanetEncoderConfig, VocosDecoderConfig
 from q2d2cli.models.model import CodecModel
 
 Clip = tuple[np.ndarray, int]
@@ -136,6 +137,25 @@ def test_lengths_around_the_hop_with_the_shipped_model(speech: Codec, clip: Clip
     waveform = torch.from_numpy(clip[0][20_000 : 20_000 + length])
     for rate in (24_000, clip[1]):
         assert speech.decode(speech.encode(waveform, rate)).shape == (1, length)
+
+
+@pytest.mark.parametrize(
+    ("kind", "levels"), [("hexagonal", (5, 5)), ("fsq", (8, 5, 5)), ("vq", (32,)), ("rvq", (8, 8, 8))]
+)
+def test_files_of_every_quantizer(clip: Clip, tmp_path: Path, kind: str, levels: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    config = TINY.model_copy(update={"name": kind, "quantizer": QuantizerConfig(kind=kind, levels=levels)})
+    model = CodecModel(config)
+    model(torch.from_numpy(clip[0][None, :24_000]))  # k-means finds the first codebooks
+    checkpoints.save(tmp_path / kind, config, model.state_dict())
+    codec = Codec.from_pretrained(tmp_path / kind, device="cpu")
+    tokens = codec.encode(clip[0][:16_000], clip[1])
+    tokens.save(tmp_path / "a.q2d")
+    loaded = Tokens.load(tmp_path / "a.q2d")
+    assert (loaded.header.quantizer.kind, loaded.header.quantizer.levels) == (kind, levels)
+    assert torch.equal(loaded.tokens, tokens.tokens)
+    assert len(loaded.tokens.unique()) > 3
+    assert torch.equal(codec.decode(loaded), codec.decode(tokens))
 
 
 def test_each_channel_is_coded_alone(tiny_codec: Codec, clip: Clip) -> None:

@@ -10,14 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from q2d2cli.quantizers.base import Quantizer, indices_to_tokens, tokens_to_indices
+from q2d2cli.quantizers.baselines import FsqQuantizer, VqQuantizer
 from q2d2cli.quantizers.grids import GRIDS, make_grids
-from q2d2cli.quantizers.q2d2 import Q2D2, indices_to_tokens, tokens_to_indices
-from q2d2cli.quantizers.spec import KINDS, QuantizerSpec
+from q2d2cli.quantizers.q2d2 import Q2D2, rotate
+from q2d2cli.quantizers.spec import GRID_KINDS, QuantizerSpec
 
 
 @st.composite
 def specs(draw: st.DrawFn, pairs: int = 1) -> QuantizerSpec:
-    kind = draw(st.sampled_from(KINDS))
+    kind = draw(st.sampled_from(GRID_KINDS))
     level = st.integers(1, 7).map(lambda n: 2 * n + 1) if kind == "rhombic" else st.integers(2, 15)
     return QuantizerSpec(kind, tuple(draw(level) for _ in range(2 * pairs)))
 
@@ -39,7 +41,7 @@ def test_closed_form_is_the_search(spec: QuantizerSpec, double: bool, seed: int)
     assert torch.equal(grid.nearest(z), grid.nearest_by_search(z))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", GRID_KINDS)
 def test_closed_form_on_all_ties(kind: str) -> None:
     grid = GRIDS[kind]((7, 5))
     steps = torch.arange(-40, 41) / 8
@@ -48,7 +50,7 @@ def test_closed_form_on_all_ties(kind: str) -> None:
 
 
 def test_not_a_number_is_still_an_index() -> None:
-    for kind in KINDS:
+    for kind in GRID_KINDS:
         index = GRIDS[kind]((5, 5)).nearest(torch.tensor([[float("nan"), 0.0], [0.0, float("inf")]]))
         assert ((index >= 0) & (index < 41)).all()
 
@@ -123,7 +125,7 @@ def test_bounding_follows_the_authors_code() -> None:
     torch.testing.assert_close(quantizer.bound, torch.tensor([3 * 1.001, 3.5 * 1.001]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", GRID_KINDS)
 def test_gradient_goes_straight_through_to_the_tanh_output(kind: str) -> None:
     torch.manual_seed(0)
     quantizer = Q2D2(QuantizerSpec(kind, (5, 5, 7, 7)), 8)
@@ -158,6 +160,9 @@ def test_forward_encode_and_decode_agree() -> None:
         ("rectangular", (7, 1), "level 1 is"),
         ("rectangular", (7, -3), "level -3 is"),
         ("hexagonal", (4096, 7), "level 4096 is"),
+        ("vq", (65536,), "level 65536 is"),
+        ("vq", (512, 512), "2 levels"),
+        ("rvq", (512, 256), "differ"),
         ("rhombic", (9, 8), "level 8 is even"),
     ],
 )
@@ -179,3 +184,81 @@ def test_values_out_of_range_are_named() -> None:
         indices_to_tokens(torch.tensor([[0, 0]]), spec)
     with pytest.raises(ValueError, match="do not fit one 64-bit token"):
         tokens_to_indices(torch.tensor([0]), QuantizerSpec("rectangular", (99,) * 10))
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.25, 0.5])
+def test_hexagonal_offsets(offset: float) -> None:
+    grid = make_grids(QuantizerSpec("hexagonal", (6, 6)), offset)[0]
+    assert grid.points[0, 0] == -2.5 + offset
+    assert grid.points[6, 0] == -2.5 - offset
+    steps = torch.arange(-40, 41) / 8
+    z = torch.cartesian_prod(steps, steps)
+    assert torch.equal(grid.nearest(z), grid.nearest_by_search(z))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"projection": "linear"},
+        {"projection": "layernorm"},
+        {"bound": "paper"},
+        {"spread": 1.2},
+        {"gradient": "rotation"},
+    ],
+)
+def test_ablations_decode_what_they_encode(options: dict[str, str | float]) -> None:
+    torch.manual_seed(0)
+    quantizer = Q2D2(QuantizerSpec("rhombic", (9, 9, 7, 7)), 8, **options)
+    x = torch.randn(2, 30, 8, requires_grad=True)
+    quantized = quantizer(x)
+    torch.testing.assert_close(quantizer.decode(quantized.indices), quantized.features)
+    quantized.features.sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+
+
+def test_rotation_reaches_the_target_and_turns_the_gradient() -> None:
+    source = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    target = torch.tensor([[0.0, 2.0]])
+    rotated = rotate(source, target)
+    torch.testing.assert_close(rotated, target)
+    # A quarter turn and twice the length: the gradient goes back by a quarter turn, twice as long.
+    (gradient,) = torch.autograd.grad(rotated[0, 1], source)
+    torch.testing.assert_close(gradient, torch.tensor([[2.0, 0.0]]))
+
+
+BASELINES = [("fsq", (8, 5, 5, 5)), ("fsq", (3,) * 16), ("fsq", (2, 2, 4)), ("vq", (64,)), ("rvq", (32, 32, 32))]
+
+
+@pytest.mark.parametrize(("kind", "levels"), BASELINES)
+def test_baselines_share_the_interface(kind: str, levels: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    spec = QuantizerSpec(kind, levels)
+    quantizer: Quantizer = FsqQuantizer(spec, 16) if kind == "fsq" else VqQuantizer(spec, 16)
+    x = torch.randn(4, 50, 16)
+    loss = quantizer(x).loss
+    assert (loss > 0) == (kind != "fsq")
+    quantizer.eval()
+    quantized = quantizer(x)
+    assert torch.equal(quantizer.encode(x), quantized.indices)
+    assert quantized.indices.shape == (4, 50, spec.num_indices)
+    assert (quantized.indices >= 0).all()
+    assert (quantized.indices < torch.tensor(spec.sizes)).all()
+    torch.testing.assert_close(quantizer.decode(quantized.indices), quantized.features, atol=1e-5, rtol=1e-4)
+    tokens = indices_to_tokens(quantized.indices, spec)
+    assert torch.equal(tokens_to_indices(tokens, spec), quantized.indices)
+    with pytest.raises(ValueError, match=f"index {levels[0]} is out of range: position 0"):
+        quantizer.decode(torch.full((1, 1, spec.num_indices), levels[0]))
+
+
+def test_fsq_tokens_are_those_of_the_library() -> None:
+    import vector_quantize_pytorch
+
+    torch.manual_seed(0)
+    quantizer = FsqQuantizer(QuantizerSpec("fsq", (8, 5, 5, 5)), 16)
+    reference = vector_quantize_pytorch.FSQ([8, 5, 5, 5], dim=16)
+    reference.load_state_dict(quantizer.fsq.state_dict())
+    x = torch.randn(2, 100, 16)
+    features, indices = reference(x)
+    assert torch.equal(indices_to_tokens(quantizer.encode(x), quantizer.spec), indices.long())
+    torch.testing.assert_close(quantizer(x).features, features)

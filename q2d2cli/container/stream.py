@@ -41,7 +41,7 @@ class Writer:
         self.file, self.header = file, header
         self.bytes_written = self.payload_bytes = self.frames = 0
         self._sequence = 0
-        self._pending = np.empty((header.channels, 0, header.quantizer.num_pairs), np.int64)
+        self._pending = np.empty((header.channels, 0, header.quantizer.num_indices), np.int64)
         self._start = file.tell() if file.seekable() else None
         self._put(header.to_bytes())
 

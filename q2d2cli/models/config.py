@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from q2d2cli.quantizers.spec import QuantizerSpec
 
@@ -42,10 +42,16 @@ class SeanetEncoderConfig(Strict):
 
 
 class QuantizerConfig(Strict):
-    """Grid and levels of the two-dimensional quantizer."""
+    """Kind and levels of the quantizer, and the switches of the paper's ablations (two-dimensional grids only)."""
 
-    kind: Literal["rectangular", "rhombic", "hexagonal"] = "rhombic"
+    kind: Literal["rectangular", "rhombic", "hexagonal", "fsq", "vq", "rvq"] = "rhombic"
     levels: tuple[int, ...] = (9, 9, 7, 7, 7, 7)
+    """Levels of each dimension; for vq and rvq the size of each codebook."""
+    projection: Literal["tanh", "linear", "layernorm"] = "tanh"
+    bound: Literal["code", "paper"] = "code"
+    spread: PositiveFloat = 1.0
+    hexagonal_offset: Annotated[float, Field(ge=0, le=0.5)] = 0.25
+    gradient: Literal["straight-through", "rotation"] = "straight-through"
 
     @model_validator(mode="after")
     def _valid(self) -> QuantizerConfig:

@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from q2d2cli.models.config import ModelConfig, SeanetEncoderConfig
+from q2d2cli.models.config import ModelConfig, QuantizerConfig, SeanetEncoderConfig
 from q2d2cli.models.seanet import SeanetEncoder
 from q2d2cli.models.spectral import SpectralEncoder
 from q2d2cli.models.vocos import VocosDecoder
-from q2d2cli.quantizers.q2d2 import Q2D2, Quantized
+from q2d2cli.quantizers.base import Quantized, Quantizer
+from q2d2cli.quantizers.q2d2 import Q2D2
 
 
 class CodecModel(nn.Module):
@@ -29,7 +30,7 @@ class CodecModel(nn.Module):
             self.encoder = SeanetEncoder(config.encoder, config.feature_dim)
         else:
             self.encoder = SpectralEncoder(config.encoder, config.hop, config.feature_dim)
-        self.quantizer = Q2D2(config.quantizer.spec(), config.feature_dim)
+        self.quantizer = make_quantizer(config.quantizer, config.feature_dim)
         self.decoder = VocosDecoder(config.decoder, config.hop, config.feature_dim)
 
     @property
@@ -61,3 +62,21 @@ class CodecModel(nn.Module):
     def decode(self, indices: Tensor) -> Tensor:
         """`(batch, frames, pairs)` int64 indices to `(batch, frames * hop)` samples."""
         return self.decoder(self.quantizer.decode(indices))
+
+
+def make_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
+    """The quantizer that a configuration describes, for features of width `dim`."""
+    spec = config.spec()
+    if spec.is_grid:
+        return Q2D2(
+            spec,
+            dim,
+            config.projection,
+            config.bound,
+            config.spread,
+            config.hexagonal_offset,
+            config.gradient,
+        )
+    from q2d2cli.quantizers.baselines import FsqQuantizer, VqQuantizer
+
+    return FsqQuantizer(spec, dim) if spec.kind == "fsq" else VqQuantizer(spec, dim)

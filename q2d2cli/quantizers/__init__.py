@@ -1,1 +1,1 @@
-"""Quantizers: `spec` (sizes and bit rates, no torch), `grids` (geometry), `q2d2` (the module)."""
+"""Quantizers with one interface (`base`): `q2d2` on `grids`, and `baselines`; `spec` has sizes and rates, no torch."""

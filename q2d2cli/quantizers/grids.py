@@ -127,12 +127,20 @@ class HexagonalGrid(Grid):
 
     Rows lie one unit apart and the first level of the pair serves both axes, as in the authors'
     code. Indices run row by row, x inner.
+
+    Args:
+        levels: points per axis; the second counts for nothing.
+        offset: the shift, 1/4 in the method.
     """
+
+    def __init__(self, levels: tuple[int, int], offset: float = 0.25) -> None:
+        self.offset = offset
+        super().__init__(levels)
 
     def _points(self) -> Tensor:
         level = self.levels[0]
         y, x = torch.meshgrid(axis(level), axis(level), indexing="ij")
-        shift = torch.where(torch.arange(level) % 2 == 1, -0.25, 0.25)
+        shift = torch.where(torch.arange(level) % 2 == 1, -self.offset, self.offset)
         return torch.stack([x + shift[:, None], y], dim=-1).reshape(-1, 2)
 
     def _candidates(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -142,7 +150,7 @@ class HexagonalGrid(Grid):
         neighbours = []
         # Rows take turns in reaching out: beyond a row's end the rows next to it may be nearer.
         for row in ((below - 1).clamp(min=0), below, above):
-            shift = torch.where(row % 2 == 1, -0.25, 0.25).to(x)
+            shift = torch.where(row % 2 == 1, -self.offset, self.offset).to(x)
             low, high = below_and_above(x - shift, start, level)
             for column in (low, high):
                 neighbours.append((row * level + column, column + start + shift, row + start))
@@ -156,7 +164,9 @@ GRIDS: dict[str, type[Grid]] = {
 }
 
 
-def make_grids(spec: QuantizerSpec) -> list[Grid]:
+def make_grids(spec: QuantizerSpec, hexagonal_offset: float = 0.25) -> list[Grid]:
     """One grid for each pair of `spec`."""
     pairs = zip(spec.levels[::2], spec.levels[1::2], strict=True)
+    if spec.kind == "hexagonal":
+        return [HexagonalGrid(pair, hexagonal_offset) for pair in pairs]
     return [GRIDS[spec.kind](pair) for pair in pairs]

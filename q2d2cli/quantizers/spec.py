@@ -1,4 +1,4 @@
-"""What a quantizer is, in numbers: kind, levels, points per pair, bits per frame. Imports no torch."""
+"""What a quantizer is, in numbers: kind, levels, entries per index, bits per frame. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,26 +6,33 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-KINDS = ("rectangular", "rhombic", "hexagonal")
-"""Grid kinds in the order of their codes in the file format."""
+GRID_KINDS = ("rectangular", "rhombic", "hexagonal")
+KINDS = (*GRID_KINDS, "fsq", "vq", "rvq")
+"""Quantizer kinds in the order of their codes in the file format."""
 
-MAX_LEVEL = 4095
-"""Highest level of a dimension; keeps every grid below 2**25 points."""
+MAX_GRID_LEVEL = 4095
+"""Highest level of a dimension of a grid; keeps every grid below 2**25 points."""
+MAX_LEVEL = 65535
 
 
 @dataclass(frozen=True)
 class QuantizerSpec:
-    """Grid kind and level list of a Q2D2 quantizer (paper section 3.1).
+    """Kind and level list of a quantizer. A frame is coded as one index for each of `sizes`.
 
-    Dimension `2j` and `2j + 1` form pair `j`. The number of points of a pair with levels
-    `(a, b)` is `a * b` for a rectangular grid, `a * b + (a - 1) * (b - 1)` for a rhombic one and
-    `a * a` for a hexagonal one (which uses the first level of the pair for both axes, as the
-    authors' code does). The paper's pseudo-code gives the rhombic grid `a * b` midpoints; the
-    bit rates it prints only come out with the cell centres that lie inside the rectangle.
+    For the two-dimensional grids (paper section 3.1), dimensions `2j` and `2j + 1` form pair `j`.
+    The number of points of a pair with levels `(a, b)` is `a * b` for a rectangular grid,
+    `a * b + (a - 1) * (b - 1)` for a rhombic one and `a * a` for a hexagonal one (which uses the
+    first level of the pair for both axes, as the authors' code does). The paper's pseudo-code
+    gives the rhombic grid `a * b` midpoints; the bit rates it prints only come out with the cell
+    centres that lie inside the rectangle.
+
+    The baselines: `fsq` has one index for each dimension, `vq` one codebook of `levels[0]`
+    entries, `rvq` one codebook of the same size for each stage.
 
     Raises:
-        ValueError: on an unknown kind, an odd or empty number of levels, a level below 2 or
-            above `MAX_LEVEL`, or an even level in a rhombic grid. The message names the value.
+        ValueError: on an unknown kind, no levels, a level out of range, an odd number of levels
+            for a grid, an even level in a rhombic grid, several levels for `vq`, or different
+            ones for `rvq`. The message names the value.
     """
 
     kind: str
@@ -34,40 +41,54 @@ class QuantizerSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
         if self.kind not in KINDS:
-            raise ValueError(f"unknown grid {self.kind!r}: expected one of {', '.join(KINDS)}")
-        if not self.levels or len(self.levels) % 2:
+            raise ValueError(f"unknown quantizer {self.kind!r}: expected one of {', '.join(KINDS)}")
+        if not self.levels:
+            raise ValueError("0 levels given: a quantizer needs at least one")
+        if self.is_grid and len(self.levels) % 2:
             raise ValueError(
                 f"{len(self.levels)} levels given: a two-dimensional quantizer needs an even number of dimensions"
             )
+        highest = MAX_GRID_LEVEL if self.is_grid else MAX_LEVEL
         for level in self.levels:
-            if not 2 <= level <= MAX_LEVEL:
-                raise ValueError(f"level {level} is out of range: levels must be between 2 and {MAX_LEVEL}")
+            if not 2 <= level <= highest:
+                raise ValueError(f"level {level} is out of range: levels must be between 2 and {highest}")
             if self.kind == "rhombic" and level % 2 == 0:
                 raise ValueError(f"level {level} is even: a rhombic grid needs odd levels")
+        if self.kind == "vq" and len(self.levels) > 1:
+            raise ValueError(f"{len(self.levels)} levels given: vq has one codebook (use rvq for several)")
+        if self.kind == "rvq" and len(set(self.levels)) > 1:
+            raise ValueError(f"levels {self.levels} differ: all codebooks of rvq have the same size")
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether this is a two-dimensional quantizer, not a baseline."""
+        return self.kind in GRID_KINDS
 
     @property
     def dim(self) -> int:
-        """Number of quantized dimensions `d`."""
+        """Number of levels; for grids and FSQ that of quantized dimensions `d`."""
         return len(self.levels)
-
-    @property
-    def num_pairs(self) -> int:
-        """Number of feature pairs `P = d / 2`."""
-        return self.dim // 2
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Points `G_j` of each pair's grid."""
-        pairs = zip(self.levels[::2], self.levels[1::2], strict=True)
+        """How many values each of a frame's indices has: the points `G_j` of each pair's grid, or codebook sizes."""
+        pairs = zip(self.levels[::2], self.levels[1::2], strict=False)
         if self.kind == "rectangular":
             return tuple(a * b for a, b in pairs)
         if self.kind == "rhombic":
             return tuple(a * b + (a - 1) * (b - 1) for a, b in pairs)
-        return tuple(a * a for a, _ in pairs)
+        if self.kind == "hexagonal":
+            return tuple(a * a for a, _ in pairs)
+        return self.levels
+
+    @property
+    def num_indices(self) -> int:
+        """Indices per frame: pairs `P = d / 2` for grids, dimensions for FSQ, codebooks for VQ and RVQ."""
+        return len(self.sizes)
 
     @cached_property
     def codebook_size(self) -> int:
-        """Size of the implicit codebook, the product of the pairs' sizes (paper equation 5)."""
+        """Size of the (implicit) codebook, the product of the indices' sizes (paper equation 5)."""
         return math.prod(self.sizes)
 
     @property

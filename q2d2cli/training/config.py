@@ -58,6 +58,8 @@ class LossConfig(Strict):
     """Complex, magnitude-compressed multi-resolution STFT loss."""
     stft_compression: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Power to which that loss raises magnitudes."""
+    commitment: Weight = 1.0
+    """Of the baselines vq and rvq; the others have none."""
     adversarial: Weight = 1.0
     feature_matching: Weight = 2.0
 

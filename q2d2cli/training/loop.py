@@ -125,9 +125,9 @@ class Trainer:
         adversarial = self.progress >= config.discriminator.start
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16)
         with autocast:
-            estimate, _ = self.model(audio)
+            estimate, quantized = self.model(audio)
         mel, stft = self.mel(estimate, audio), self.stft(estimate, audio)
-        total = config.loss.mel * mel + config.loss.stft * stft
+        total = config.loss.mel * mel + config.loss.stft * stft + config.loss.commitment * quantized.loss
         losses |= {"mel": mel.item(), "stft": stft.item()}
         if adversarial:
             self.adversarial_steps += 1
@@ -152,7 +152,10 @@ class Trainer:
             # A warm-up of the average, so that it does not drag the initial weights along.
             decay = min(config.optim.ema_decay, (self.step + 1) / (self.step + 10))
             for name, tensor in self.model.state_dict().items():
-                self.ema[name].lerp_(tensor, 1 - decay)
+                if tensor.is_floating_point():
+                    self.ema[name].lerp_(tensor, 1 - decay)
+                else:
+                    self.ema[name].copy_(tensor)
         self.discriminator.requires_grad_(True)
         self.step += 1
         return losses

@@ -1,0 +1,117 @@
+"""The interface of all quantizers, and tokens from indices and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from q2d2cli.quantizers.spec import QuantizerSpec
+
+
+class Quantized(NamedTuple):
+    """Result of a quantizer's forward pass."""
+
+    features: Tensor
+    """`(batch, frames, dim)` quantized features, with a gradient."""
+    indices: Tensor
+    """`(batch, frames, num_indices)` int64, entry `j` in `[0, sizes[j])`."""
+    loss: Tensor
+    """Auxiliary loss (commitment), a scalar; zero for grids and FSQ."""
+
+
+class Quantizer(nn.Module, ABC):
+    """Features to indices and back.
+
+    Attributes:
+        spec: kind and levels.
+    """
+
+    def __init__(self, spec: QuantizerSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Quantized:
+        """`(batch, frames, dim)` features to quantized features, indices and auxiliary loss."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """`(batch, frames, dim)` features to `(batch, frames, num_indices)` int64 indices."""
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """`(batch, frames, num_indices)` int64 indices to `(batch, frames, dim)` features.
+
+        Raises:
+            ValueError: if an index is out of range; names the value.
+        """
+        check_indices(indices, self.spec)
+        return self._decode(indices)
+
+    @abstractmethod
+    def _decode(self, indices: Tensor) -> Tensor:
+        """`decode` of checked indices."""
+
+
+def check_indices(indices: Tensor, spec: QuantizerSpec) -> None:
+    """Raise ValueError, naming the value, unless every index is in its range."""
+    if indices.shape[-1:] != (spec.num_indices,):
+        raise ValueError(
+            f"indices have shape {tuple(indices.shape)}: the last dimension must be {spec.num_indices} "
+            + ("pairs" if spec.is_grid else "indices")
+        )
+    sizes = torch.tensor(spec.sizes, device=indices.device)
+    wrong = (indices < 0) | (indices >= sizes)
+    if wrong.any():
+        position = wrong.nonzero()[0].tolist()
+        value = int(indices[tuple(position)])
+        where, what = ("pair", "points") if spec.is_grid else ("position", "values")
+        raise ValueError(f"index {value} is out of range: {where} {position[-1]} has {spec.sizes[position[-1]]} {what}")
+
+
+def indices_to_tokens(indices: Tensor, spec: QuantizerSpec) -> Tensor:
+    """One token per frame: `sum_j index_j * prod_{k<j} G_k` (index 0 is the least significant).
+
+    Args:
+        indices: `(..., num_indices)` int64.
+        spec: of the quantizer they come from.
+
+    Returns:
+        `(...)` int64 tokens in `[0, codebook_size)`.
+
+    Raises:
+        ValueError: if an index is out of range, or the codebook does not fit 63 bits.
+    """
+    check_codebook_fits(spec)
+    check_indices(indices, spec)
+    tokens = torch.zeros_like(indices[..., 0])
+    for j in reversed(range(spec.num_indices)):
+        tokens = tokens * spec.sizes[j] + indices[..., j]
+    return tokens
+
+
+def tokens_to_indices(tokens: Tensor, spec: QuantizerSpec) -> Tensor:
+    """Inverse of `indices_to_tokens`: `(...)` int64 tokens to `(..., num_indices)` int64 indices.
+
+    Raises:
+        ValueError: if a token is outside the codebook (names the value), or the codebook does
+            not fit 63 bits.
+    """
+    check_codebook_fits(spec)
+    wrong = (tokens < 0) | (tokens >= spec.codebook_size)
+    if wrong.any():
+        value = int(tokens[wrong][0])
+        raise ValueError(f"token {value} is out of range: the codebook has {spec.codebook_size} entries")
+    indices = []
+    for size in spec.sizes:
+        indices.append(tokens % size)
+        tokens = tokens // size
+    return torch.stack(indices, dim=-1)
+
+
+def check_codebook_fits(spec: QuantizerSpec) -> None:
+    """Raise ValueError if tokens would not fit a 64-bit integer; indices still serve then."""
+    if spec.codebook_size > 2**63:
+        raise ValueError(f"{spec.bits_per_frame:.0f} bits per frame do not fit one 64-bit token: use the indices")
