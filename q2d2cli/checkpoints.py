@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
+DISCRIMINATORS_NAME = "discriminators.safetensors"
+"""For fine-tuning; a model need not have it."""
 FINGERPRINT_BYTES = 8
 
 
@@ -131,16 +133,10 @@ def load(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> CodecMod
     Raises:
         Q2D2Error: if the weights file is damaged or belongs to another architecture.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     from q2d2cli.models.model import CodecModel
 
     model = CodecModel(checkpoint.config)
-    try:
-        state = load_file(checkpoint.weights)
-    except (SafetensorError, OSError) as error:
-        raise Q2D2Error(f"{checkpoint.weights} is damaged or not safetensors ({error}): fetch it again") from error
+    state = read_safetensors(checkpoint.weights)
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     except RuntimeError as error:
@@ -177,6 +173,39 @@ def save(folder: Path, config: ModelConfig, state: dict[str, torch.Tensor]) -> N
     with atomic_output(folder / WEIGHTS_NAME) as file:
         file.write(to_bytes(half))
     write_config(folder, config, {})
+
+
+def save_discriminators(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """Write the discriminators' weights beside a model, atomically."""
+    from safetensors.torch import save as to_bytes
+
+    with atomic_output(folder / DISCRIMINATORS_NAME) as file:
+        file.write(to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+
+
+def load_discriminators(folder: Path) -> dict[str, torch.Tensor] | None:
+    """The discriminators' weights beside a model, None if it has none.
+
+    Raises:
+        Q2D2Error: if the file is damaged.
+    """
+    path = folder / DISCRIMINATORS_NAME
+    return read_safetensors(path) if path.is_file() else None
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        Q2D2Error: if it cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise Q2D2Error(f"{path} is damaged or not safetensors ({error}): fetch it again") from error
 
 
 def write_config(folder: Path, config: ModelConfig, metrics: dict[str, float]) -> None:

@@ -11,9 +11,11 @@ import torch
 import yaml
 from conftest import CLIP, TINY, Run
 
-from q2d2cli.training.config import DataConfig
+from q2d2cli import checkpoints
+from q2d2cli.training.config import DataConfig, DiscriminatorConfig
 from q2d2cli.training.data import Corpus
-from q2d2cli.training.losses import ComplexStftLoss, MelLoss, feature_matching_loss
+from q2d2cli.training.discriminators import Discriminators
+from q2d2cli.training.losses import ComplexStftLoss, MelLoss
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def config(tmp_path: Path) -> Path:
         "model": TINY.model_dump(mode="json"),
         "data": {"train": str(data), "valid": str(data), "crop_seconds": 0.2},
         "optim": {"batch_size": 2, "warmup_steps": 5},
-        "discriminator": {"start": 0.5, "channels": 2, "windows": [256]},
+        "discriminator": {"start": 0.5, "stft": {"channels": 2, "windows": [256]}},
         "steps": 60,
         "validate_every": 30,
         "save_every": 20,
@@ -65,10 +67,83 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     assert resumed[: len(log)] == log
     assert resumed[-1]["step"] == 80
 
-    # Its weights are a start for another run.
-    assert run("train", "-c", config, "-o", tmp_path / "second", "--init", out / "best").returncode == 0
-    first = json.loads((tmp_path / "second" / "log.jsonl").read_text().splitlines()[0])
-    assert first["mel"] < losses[0]
+    # What ran is written down, and export makes a shippable model of it.
+    assert yaml.safe_load((out / "config.yaml").read_text())["steps"] == 80
+    target, test = tmp_path / "models" / "tiny", tmp_path / "data"
+    result = run("export", out, target, "--test", test, "--with-discriminators")
+    assert result.returncode == 0, result.stderr.decode()
+    assert "broken.wav" in result.stderr.decode()
+    assert run("export", out, target, "--test", test).returncode == 2, "it is not overwritten"
+    assert (target / "discriminators.safetensors").is_file()
+    assert "80 steps" in (target / "README.md").read_text()
+    assert json.loads((target / "config.json").read_text())["metrics"]["stoi"] > 0
+
+    # Fine-tuning: from those weights, discriminators included, with encoder and quantizer frozen.
+    second = tmp_path / "second"
+    result = run(
+        "train", "-c", config, "-o", second, "--init", target, "--freeze", "encoder,quantizer", "--set", "steps=20"
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    assert "discriminator weights" in result.stderr.decode()
+    before, after = (checkpoints.read_safetensors(f / "model.safetensors") for f in (target, second / "best"))
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]) == (not name.startswith("decoder")), name
+
+    # Another width: what fits is taken, and the rest is named.
+    wider = ["--set", "model.decoder.hidden=48", "--set", "steps=2"]
+    result = run("train", "-c", config, "-o", tmp_path / "third", "--init", target, *wider)
+    assert result.returncode == 0, result.stderr.decode()
+    assert "decoder.blocks.0.pwconv1.weight" in result.stderr.decode()
+
+
+def test_overrides_and_printed_configuration(run: Run, config: Path, tmp_path: Path) -> None:
+    levels = "model.quantizer.levels=[9,9,7,7,7,7]"
+    result = run("train", "-c", config, "--set", levels, "--set", "optim.lr=1e-4", "--print-config")
+    printed = yaml.safe_load(result.stdout)
+    assert printed["model"]["quantizer"]["levels"] == [9, 9, 7, 7, 7, 7]
+    assert printed["optim"]["lr"] == 1e-4
+    assert printed["discriminator"]["period"]["weight"] == 0
+    # What is printed is itself a configuration.
+    (tmp_path / "again.yaml").write_bytes(result.stdout)
+    assert run("train", "-c", tmp_path / "again.yaml", "--print-config").stdout == result.stdout
+    for bad, words in (("optim.lr", "path.to.key=value"), ("optim.rl=1", "optim.rl"), ("steps.x=1", "no keys")):
+        result = run("train", "-c", config, "--set", bad, "--print-config")
+        assert result.returncode == 2
+        assert words in result.stderr.decode()
+    assert run("train", "-c", config).returncode == 2
+
+
+def test_discriminators_learn_to_tell_real_from_fake() -> None:
+    torch.manual_seed(0)
+    config = DiscriminatorConfig.model_validate(
+        {
+            "stft": {"channels": 4, "windows": [256]},
+            "period": {"weight": 0.5, "channels": 2, "periods": [2, 3]},
+            "resolution": {"weight": 1, "channels": 4, "windows": [256]},
+            "band": {"weight": 1, "channels": 4, "windows": [256]},
+        }
+    )
+    judges = Discriminators(config)
+    assert judges.weights == {"stft": 1, "period": 0.5, "resolution": 1, "band": 1}
+    time = torch.arange(4001) / 24_000
+    real = 0.3 * torch.sin(2 * torch.pi * 200 * time).expand(4, -1)
+    fake = 0.1 * torch.randn(4, 4001)
+    optimizer = torch.optim.AdamW(judges.parameters(), 2e-3)
+    losses = []
+    for _ in range(30):
+        loss = judges.loss(judges(real), judges(fake))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(2 * 3.5, rel=0.2)
+    assert losses[-1] < 0.5 * losses[0]
+    for name, parameter in judges.named_parameters():
+        assert parameter.grad is not None, name
+    assert judges.generator_loss(judges(fake)) > judges.generator_loss(judges(real))
+    assert judges.feature_matching_loss(judges(real), judges(real)) == 0
+    with pytest.raises(ValueError, match="weight 0"):
+        DiscriminatorConfig.model_validate({"stft": {"weight": 0}})
 
 
 @pytest.mark.parametrize(
@@ -124,4 +199,3 @@ def test_losses_are_zero_for_equal_signals_and_grow_with_distance() -> None:
     # The complex loss hears a sign flip, the mel loss does not.
     assert MelLoss(24_000)(-signal, signal) < 1e-5
     assert ComplexStftLoss()(-signal, signal) > 0.1
-    assert feature_matching_loss([[signal]], [[signal]]) == 0

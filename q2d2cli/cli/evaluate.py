@@ -34,8 +34,6 @@ def evaluate(
     """
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     result = measure(folder, names, model, limit, device, quiet)
-    for reason in result["skipped"]:
-        print(f"q2d2: skipped: {reason}", file=sys.stderr)
     if as_json:
         print(json.dumps(result))
     else:
@@ -44,7 +42,7 @@ def evaluate(
 
 
 def measure(folder: Path, names: list[str], model: str, limit: int | None, device: str, quiet: bool) -> dict[str, Any]:
-    """Run the evaluation with a progress bar.
+    """Run the evaluation with a progress bar, and name the files that could not be read.
 
     Raises:
         UsageError: on an unknown metric, a missing package, no audio.
@@ -68,7 +66,10 @@ def measure(folder: Path, names: list[str], model: str, limit: int | None, devic
     codec = Codec.from_pretrained(model, device)
     with Progress(console=Console(stderr=True, quiet=quiet), transient=True) as bar:
         task = bar.add_task("measuring", total=len(chosen))
-        return run(codec, folder, chosen, names, lambda done: bar.update(task, completed=done))
+        result = run(codec, folder, chosen, names, lambda done: bar.update(task, completed=done))
+    for reason in result["skipped"]:
+        print(f"q2d2: skipped: {reason}", file=sys.stderr)
+    return result
 
 
 def show(result: dict[str, Any], names: list[str]) -> None:

@@ -24,6 +24,9 @@ def export(
     notes: Annotated[
         Path | None, typer.Option("--notes", help="Markdown for the card: data, licences, limits.", show_default=False)
     ] = None,
+    with_discriminators: Annotated[
+        bool, typer.Option("--with-discriminators", help="Also write the discriminators, for fine-tuning.")
+    ] = False,
     force: Force = False,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -44,7 +47,7 @@ def export(
     from q2d2cli.training.export import describe
     from q2d2cli.training.export import export as copy
 
-    effort = copy(run, folder)
+    effort = copy(run, folder, with_discriminators)
     measured = measure(test, ["pesq", "stoi"], str(folder), limit, device, quiet)
     command = f"q2d2 eval --metrics pesq,stoi --model {folder} {test}" + (f" --limit {limit}" if limit else "")
     describe(folder, effort, measured, command, text)

@@ -14,9 +14,23 @@ from q2d2cli.errors import UsageError
 
 def train(
     config: Annotated[Path, typer.Option("--config", "-c", help="YAML file; examples/speech has the shipped models'.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: log, state, best checkpoint.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the run: log, state, best checkpoint.", show_default=False),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override: path.to.key=value; may be given again.", show_default=False),
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the whole configuration and stop.")
+    ] = False,
     init: Annotated[
         str | None, typer.Option("--init", help="Start from this model's weights.", show_default=False)
+    ] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option("--freeze", help="Parts that keep their weights: encoder,quantizer,decoder.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: Device = "auto",
@@ -26,9 +40,17 @@ def train(
 
     q2d2 train --config examples/speech/speech-3k.yaml --out runs/speech-3k
     """
-    from q2d2cli.training.config import read_config
+    from q2d2cli.training.config import read_config, to_yaml
 
-    settings = read_config(config)
+    changes = list(overrides or [])
+    if freeze:
+        changes.append(f"freeze=[{freeze}]")
+    settings = read_config(config, changes)
+    if print_config:
+        print(to_yaml(settings), end="")
+        return 0
+    if out is None:
+        raise UsageError("training needs --out: name a folder for the run")
     try:
         import torchaudio  # noqa: F401
     except ImportError as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -11,6 +12,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 from q2d2cli.errors import UsageError
 from q2d2cli.models.config import ModelConfig, Strict
 
+CONFIG_NAME = "config.yaml"
+"""What ran, in its folder: the whole configuration."""
 LOG_NAME = "log.jsonl"
 """Log of a run: one JSON object per line."""
 
@@ -64,16 +67,56 @@ class LossConfig(Strict):
     feature_matching: Weight = 2.0
 
 
-class DiscriminatorConfig(Strict):
-    """Multi-scale complex STFT discriminator."""
+class StftDiscriminatorConfig(Strict):
+    """Multi-scale complex STFT discriminator: small and quick."""
 
-    start: Fraction = 0.4
-    """Share of the run after which the discriminator starts; 1 trains without one."""
+    weight: Weight = 1.0
     channels: PositiveInt = 16
     windows: tuple[PositiveInt, ...] = (2048, 1024, 512, 256)
+
+
+class PeriodDiscriminatorConfig(Strict):
+    """HiFi-GAN's multi-period discriminator."""
+
+    weight: Weight = 0.0
+    channels: PositiveInt = 32
+    periods: tuple[PositiveInt, ...] = (2, 3, 5, 7, 11)
+
+
+class ResolutionDiscriminatorConfig(Strict):
+    """Vocos's multi-resolution discriminator."""
+
+    weight: Weight = 0.0
+    channels: PositiveInt = 64
+    windows: tuple[PositiveInt, ...] = (2048, 1024, 512)
+
+
+class BandDiscriminatorConfig(Strict):
+    """DAC's multi-band complex STFT discriminator."""
+
+    weight: Weight = 0.0
+    channels: PositiveInt = 32
+    windows: tuple[PositiveInt, ...] = (2048, 1024, 512)
+
+
+class DiscriminatorConfig(Strict):
+    """Which discriminators, with which weights, and when; a weight of 0 switches one off."""
+
+    start: Fraction = 0.4
+    """Share of the run after which they start; 1 trains without them."""
     crop_seconds: PositiveFloat = 0.45
-    """It looks at a random part of each training crop, this long."""
+    """They look at a random part of each training crop, this long."""
     lr: PositiveFloat = 3e-4
+    stft: StftDiscriminatorConfig = StftDiscriminatorConfig()
+    period: PeriodDiscriminatorConfig = PeriodDiscriminatorConfig()
+    resolution: ResolutionDiscriminatorConfig = ResolutionDiscriminatorConfig()
+    band: BandDiscriminatorConfig = BandDiscriminatorConfig()
+
+    @model_validator(mode="after")
+    def _valid(self) -> DiscriminatorConfig:
+        if self.start < 1 and not any(d.weight for d in (self.stft, self.period, self.resolution, self.band)):
+            raise ValueError("every discriminator has weight 0: give one a weight, or set start to 1")
+        return self
 
 
 class TrainConfig(Strict):
@@ -81,6 +124,8 @@ class TrainConfig(Strict):
 
     model: ModelConfig
     data: DataConfig
+    freeze: tuple[Literal["encoder", "quantizer", "decoder"], ...] = ()
+    """Parts that keep their weights; with a start from another model, fine-tunes the rest."""
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
@@ -103,8 +148,12 @@ class TrainConfig(Strict):
         return self
 
 
-def read_config(path: Path) -> TrainConfig:
+def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read and check a YAML file.
+
+    Args:
+        path: the file.
+        overrides: `dotted.path=value`, the value in YAML, put over the file's.
 
     Raises:
         UsageError: if the file cannot be read or anything in it is unknown or impossible.
@@ -115,10 +164,40 @@ def read_config(path: Path) -> TrainConfig:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} is not a configuration: expected keys and values")
+    for override in overrides:
+        apply(data, override)
     try:
         return TrainConfig.model_validate(data)
     except ValidationError as error:
         raise UsageError(f"{path}: {describe(error)}") from error
+
+
+def apply(data: dict[str, Any], override: str) -> None:
+    """Put one `dotted.path=value` into nested dictionaries.
+
+    Raises:
+        UsageError: if it has not that form.
+    """
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UsageError(f"cannot understand --set {override!r}: write path.to.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"the value in --set {override!r} is not valid YAML") from error
+    for part in parts[:-1]:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise UsageError(f"cannot understand --set {override!r}: {part} has no keys of its own")
+    data[parts[-1]] = value
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The whole configuration, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def describe(error: ValidationError) -> str:

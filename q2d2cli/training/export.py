@@ -35,7 +35,7 @@ def read_effort(run: Path) -> Effort:
         raise UsageError(f"{run} holds no training run: name the --out folder of q2d2 train") from error
 
 
-def export(run: Path, folder: Path) -> Effort:
+def export(run: Path, folder: Path, with_discriminators: bool) -> Effort:
     """Copy a run's best checkpoint to `folder`; metrics and card follow with `describe`.
 
     Raises:
@@ -47,6 +47,11 @@ def export(run: Path, folder: Path) -> Effort:
     if folder.name != best.config.name:
         raise UsageError(f"the model's name is {best.config.name!r}: export it to a folder of that name, not {folder}")
     checkpoints.save(folder, best.config, checkpoints.load(best).state_dict())
+    if with_discriminators:
+        state = checkpoints.load_discriminators(run / "best")
+        if state is None:
+            raise UsageError(f"{run} has no discriminators: leave --with-discriminators out")
+        checkpoints.save_discriminators(folder, state)
     return effort
 
 

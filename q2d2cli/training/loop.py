@@ -19,16 +19,10 @@ from q2d2cli import checkpoints
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output
 from q2d2cli.models.model import CodecModel
-from q2d2cli.training.config import LOG_NAME, TrainConfig
+from q2d2cli.training.config import CONFIG_NAME, LOG_NAME, TrainConfig, to_yaml
 from q2d2cli.training.data import Corpus
-from q2d2cli.training.discriminators import MultiScaleStftDiscriminator
-from q2d2cli.training.losses import (
-    ComplexStftLoss,
-    MelLoss,
-    discriminator_loss,
-    feature_matching_loss,
-    generator_loss,
-)
+from q2d2cli.training.discriminators import Discriminators
+from q2d2cli.training.losses import ComplexStftLoss, MelLoss
 
 STATE_NAME = "state.pt"
 VALID_SECONDS = 3.0
@@ -59,18 +53,13 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.rng = np.random.default_rng(config.seed)
         self.model = CodecModel(config.model).to(device)
-        if init:
-            start = checkpoints.load(checkpoints.find(init))
-            try:
-                self.model.load_state_dict(start.state_dict())
-            except RuntimeError as error:
-                raise UsageError(
-                    f"model {init!r} does not fit this configuration: {str(error).splitlines()[-1].strip()}"
-                ) from error
+        self.discriminator = Discriminators(config.discriminator).to(device)
+        self.notes = start_from(init, self.model, self.discriminator) if init else []
+        for part in config.freeze:
+            module = getattr(self.model, part)
+            # Also out of training mode: a vector quantizer's codebooks would move without gradients.
+            module.requires_grad_(False).eval()
         self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self.discriminator = MultiScaleStftDiscriminator(
-            config.discriminator.windows, config.discriminator.channels
-        ).to(device)
         self.optimizers = self._make_optimizers()
         self.mel = MelLoss(config.model.sample_rate).to(device)
         self.stft = ComplexStftLoss(config.loss.stft_compression).to(device)
@@ -82,7 +71,7 @@ class Trainer:
 
     def _make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optim = self.config.optim
-        named = list(self.model.named_parameters())
+        named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
         matrices = [p for n, p in named if optim.muon_lr and "pwconv" in n and p.ndim == 2]
         chosen = {id(p) for p in matrices}
         rest = [p for _, p in named if id(p) not in chosen]
@@ -135,17 +124,15 @@ class Trainer:
             start = int(self.rng.integers(0, audio.shape[-1] - length + 1))
             real, fake = audio[:, start : start + length], estimate[:, start : start + length]
             with autocast:
-                real_scores, _ = self.discriminator(real)
-                fake_scores, _ = self.discriminator(fake.detach())
-                d_loss = discriminator_loss(real_scores, fake_scores)
+                d_loss = self.discriminator.loss(self.discriminator(real), self.discriminator(fake.detach()))
             self._update(d_loss, ["discriminator"], self.discriminator)
             self.discriminator.requires_grad_(False)
             with autocast:
                 with torch.no_grad():
-                    _, real_hidden = self.discriminator(real)
-                fake_scores, fake_hidden = self.discriminator(fake)
-                adversarial_loss = generator_loss(fake_scores)
-                matching = feature_matching_loss(real_hidden, fake_hidden)
+                    judged_real = self.discriminator(real)
+                judged_fake = self.discriminator(fake)
+                adversarial_loss = self.discriminator.generator_loss(judged_fake)
+                matching = self.discriminator.feature_matching_loss(judged_real, judged_fake)
             total = total + config.loss.adversarial * adversarial_loss + config.loss.feature_matching * matching
             losses |= {"d": d_loss.item(), "adv": adversarial_loss.item(), "fm": matching.item()}
         if self._update(total, [n for n in self.optimizers if n != "discriminator"], self.model):
@@ -241,6 +228,35 @@ class Trainer:
             file.write(json.dumps({"step": self.step, "minutes": round(self.minutes, 3), **entry}) + "\n")
 
 
+def start_from(init: str, model: CodecModel, discriminators: Discriminators) -> list[str]:
+    """Copy the weights of another model where names and shapes agree, discriminators too if it has them.
+
+    Returns:
+        What was taken and what was not, a line each.
+
+    Raises:
+        UsageError: if nothing fits.
+    """
+    checkpoint = checkpoints.find(init)
+    source = checkpoints.load(checkpoint).state_dict()
+    target = model.state_dict()
+    fitting = {name: t for name, t in source.items() if name in target and target[name].shape == t.shape}
+    if not fitting:
+        raise UsageError(f"model {init!r} shares no weights with this configuration")
+    model.load_state_dict(fitting, strict=False)
+    new = [name for name in target if name not in fitting]
+    notes = [f"{len(fitting)} of {len(target)} weights from {checkpoint.config.name}"]
+    if new:
+        notes.append(f"new: {', '.join(new[:8])}{' and more' if len(new) > 8 else ''}")
+    judges = checkpoints.load_discriminators(checkpoint.folder)
+    if judges is not None:
+        mine = discriminators.state_dict()
+        same = {name: t for name, t in judges.items() if name in mine and mine[name].shape == t.shape}
+        discriminators.load_state_dict(same, strict=False)
+        notes.append(f"{len(same)} of {len(mine)} discriminator weights")
+    return notes
+
+
 def train(config: TrainConfig, out: Path, device: torch.device, init: str | None, resume: bool, quiet: bool) -> Path:
     """Run (or resume) a training run and return the folder of its best checkpoint.
 
@@ -252,11 +268,15 @@ def train(config: TrainConfig, out: Path, device: torch.device, init: str | None
     trainer = Trainer(config, out, device, init, resume)
     if resume:
         trainer.load()
+    with atomic_output(out / CONFIG_NAME) as file:
+        file.write(to_yaml(config).encode())
     console = Console(stderr=True, quiet=quiet)
     rate = config.model.sample_rate
     with console.status("reading audio"):
         corpus = Corpus(config.data.train, rate)
         valid_corpus = Corpus(config.data.valid, rate)
+    for note in trainer.notes:
+        console.print(note)
     for path in corpus.broken + valid_corpus.broken:
         console.print(f"skipped {path}: not readable as audio")
     console.print(f"{corpus.files} files, {len(corpus.samples) / rate / 3600:.2f} hours of audio")
@@ -293,6 +313,7 @@ def train(config: TrainConfig, out: Path, device: torch.device, init: str | None
                     if result["valid"] < trainer.best or done:
                         trainer.best = result["valid"]
                         checkpoints.save(best, config.model, trainer.ema)
+                        checkpoints.save_discriminators(best, trainer.discriminator.state_dict())
                 if trainer.step % config.save_every == 0:
                     trainer.save()
         finally:

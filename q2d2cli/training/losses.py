@@ -1,4 +1,4 @@
-"""Reconstruction and adversarial losses."""
+"""Reconstruction losses."""
 
 from __future__ import annotations
 
@@ -73,23 +73,3 @@ class ComplexStftLoss(nn.Module):
                 parts.append(torch.stack([spectrum.real * factor, spectrum.imag * factor]))
             total = total + F.l1_loss(parts[0], parts[1])
         return total / self.count
-
-
-def discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Hinge loss of the discriminators, averaged over them."""
-    losses = [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]
-    return torch.stack(losses).mean()
-
-
-def generator_loss(fake: Sequence[Tensor]) -> Tensor:
-    """Hinge loss of the generator, averaged over discriminators."""
-    return torch.stack([F.relu(1 - f).mean() for f in fake]).mean()
-
-
-def feature_matching_loss(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
-    """L1 between the discriminators' hidden layers, each relative to the real layer's mean magnitude."""
-    losses = []
-    for real_layers, fake_layers in zip(real, fake, strict=True):
-        for r, f in zip(real_layers, fake_layers, strict=True):
-            losses.append((r - f).abs().mean() / (r.abs().mean() + 1e-6))
-    return torch.stack(losses).mean()
