@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
-from conftest import CLIP, TINY, Run
+from conftest import CLIP, ROOT, TINY, Run
 
 from q2d2cli import checkpoints
+from q2d2cli.audio import Resampler
 from q2d2cli.training.config import DataConfig, DiscriminatorConfig
-from q2d2cli.training.data import Corpus
+from q2d2cli.training.data import FileCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
 from q2d2cli.training.losses import ComplexStftLoss, MelLoss
 
@@ -179,7 +185,7 @@ def test_missing_configuration(run: Run, tmp_path: Path) -> None:
 
 def test_crops_have_the_levels_asked_for(tmp_path: Path) -> None:
     (tmp_path / "clip.wav").write_bytes(CLIP.read_bytes())
-    corpus = Corpus(tmp_path, 24_000)
+    corpus = MemoryCorpus(tmp_path, 24_000)
     config = DataConfig(train=tmp_path, valid=tmp_path, level_mean=-30, level_std=0, silence=0)
     crops = corpus.crops(200, 24_000, config, np.random.default_rng(0))
     levels = 10 * torch.log10(crops.square().mean(1))
@@ -199,3 +205,88 @@ def test_losses_are_zero_for_equal_signals_and_grow_with_distance() -> None:
     # The complex loss hears a sign flip, the mel loss does not.
     assert MelLoss(24_000)(-signal, signal) < 1e-5
     assert ComplexStftLoss()(-signal, signal) > 0.1
+
+
+def test_corpora_in_memory_and_on_disk_hold_the_same(tmp_path: Path) -> None:
+    audio, rate = soundfile.read(CLIP, dtype="float32")
+    for name, samples, at in (("a.wav", audio, rate), ("b.flac", np.stack([audio, audio], 1)[: 2 * rate], 44_100)):
+        soundfile.write(tmp_path / name, samples, at)
+    (tmp_path / "c.wav").write_bytes(b"RIFF")
+    (tmp_path / "list.txt").write_text("a.wav\nb.flac\n\nc.wav\nmissing.wav\n")
+    corpora = [kind(tmp_path / "list.txt", 24_000) for kind in (MemoryCorpus, FileCorpus)]
+    for corpus in corpora:
+        assert corpus.files == 2
+        assert [path.name for path in corpus.broken] == ["c.wav", "missing.wav"]
+        assert corpus.seconds == pytest.approx(len(audio) / rate + 2 * rate / 44_100, abs=0.01)
+    # A place is a share of the whole; the whole begins with the first file.
+    whole = torch.from_numpy(Resampler(rate, 24_000, 1).push(audio[None], last=True)[0])
+    in_memory, on_disk = (corpus.read(np.array([0.0, 0.3]), 24_000) for corpus in corpora)
+    torch.testing.assert_close(in_memory[0], whole[:24_000], atol=1e-4, rtol=0)
+    torch.testing.assert_close(on_disk[0, :23_900], whole[:23_900], atol=1e-4, rtol=0)
+    start = int(0.3 * corpora[1].seconds * rate) * 24_000 // rate
+    torch.testing.assert_close(on_disk[1, 100:-100], whole[start + 100 : start + 23_900], atol=1e-2, rtol=0)
+    assert corpora[1].read(np.array([0.999999]), 10 * 24_000).shape == (1, 240_000)
+
+
+def test_processes_get_their_share_of_the_same_crops(tmp_path: Path) -> None:
+    (tmp_path / "clip.wav").write_bytes(CLIP.read_bytes())
+    corpus = MemoryCorpus(tmp_path, 24_000)
+    config = DataConfig(train=tmp_path, valid=tmp_path)
+    whole = corpus.crops(6, 1000, config, np.random.default_rng(3))
+    parts = [corpus.crops(6, 1000, config, np.random.default_rng(3), slice(i, i + 3)) for i in (0, 3)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def entries(folder: Path) -> dict[int, dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {
+        line["step"]: {k: line[k] for k in ("mel", "stft", "d", "adv", "fm") if k in line}
+        for line in lines
+        if "mel" in line
+    }
+
+
+def test_two_processes_are_one_with_twice_the_batch(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "broken.wav").unlink()
+    # A low learning rate: a code that float noise flips must not send the runs different ways.
+    slow = ["optim.lr=1e-4", "optim.muon_lr=1e-4", "bf16=false", "steps=16", "log_every=2", "discriminator.start=0.25"]
+    common = ["train", "-c", config, "--device", "cpu", *(word for setting in slow for word in ("--set", setting))]
+    single = ["-m", "q2d2cli", *common, "-o", tmp_path / "one", "--set", "optim.batch_size=4"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "q2d2cli"]
+    double = [*launch, *common, "-o", tmp_path / "two", "--set", "optim.batch_size=2"]
+    for arguments in (single, double):
+        result = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            timeout=300,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr.decode()
+    one, two = entries(tmp_path / "one"), entries(tmp_path / "two")
+    assert list(one) == list(two) == list(range(2, 17, 2))
+    assert "fm" in one[16]
+    for step, losses in one.items():
+        assert losses == pytest.approx(two[step], rel=2e-3), step
+
+
+def test_killed_run_goes_on_exactly(run: Run, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "broken.wav").unlink()
+    assert run("train", "-c", config, "-o", tmp_path / "whole").returncode == 0
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "q2d2cli", "train", "-c", config, "-o", killed],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.monotonic() + 120
+    while not (killed / "state.pt").exists():
+        assert time.monotonic() < deadline, "nothing was saved"
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    result = run("train", "-c", config, "-o", killed, "--resume")
+    assert result.returncode == 0, result.stderr.decode()
+    expected, actual = entries(tmp_path / "whole"), entries(killed)
+    assert actual == expected

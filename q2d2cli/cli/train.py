@@ -52,13 +52,10 @@ def train(
     if out is None:
         raise UsageError("training needs --out: name a folder for the run")
     try:
-        import torchaudio  # noqa: F401
+        from q2d2cli.training.loop import train as run
     except ImportError as error:
         raise UsageError('training needs more packages: pip install "q2d2[train]"') from error
-    from q2d2cli.codec import pick_device
-    from q2d2cli.training.loop import train as run
-
-    best = run(settings, out, pick_device(device), init, resume, quiet)
+    best = run(settings, out, device, init, resume, quiet)
     if not quiet:
         print(f"best checkpoint: {best} (use it with --model {best})", file=sys.stderr)
     return 0

@@ -25,9 +25,11 @@ class DataConfig(Strict):
     """Where the audio is and how crops are drawn from it."""
 
     train: Path
-    """Folder of audio files, searched recursively."""
+    """Folder of audio files, searched recursively, or a list with one path per line."""
     valid: Path
-    """Folder of audio files of other speakers; chooses the best checkpoint."""
+    """The same, of other speakers; chooses the best checkpoint."""
+    in_memory: bool = True
+    """Hold all audio on the training device as 16-bit samples; if false, read each crop from its file."""
     crop_seconds: PositiveFloat = 0.9
     level_mean: Annotated[float, Field(le=0)] = -24.0
     """Mean level of a crop after random gain, dB below full scale (RMS)."""
@@ -40,6 +42,7 @@ class OptimConfig(Strict):
     """Optimizers and schedule."""
 
     batch_size: PositiveInt = 12
+    """Crops per step and process."""
     lr: PositiveFloat = 1e-3
     """AdamW's peak learning rate."""
     muon_lr: Weight = 2e-3
@@ -139,6 +142,8 @@ class TrainConfig(Strict):
     """Steps between saves of the whole state."""
     log_every: PositiveInt = 25
     bf16: bool = True
+    compile: bool = False
+    """Compile the model with torch.compile."""
     seed: int = 0
 
     @model_validator(mode="after")

@@ -16,6 +16,8 @@ from q2d2cli.training.losses import stft
 SLOPE = 0.2
 Judgement = tuple[Tensor, list[Tensor]]
 """Scores, and the hidden layers that led to them."""
+Judgements = dict[str, list[Judgement]]
+"""Those of each member of each family, by the family's name."""
 
 
 def conv(
@@ -166,7 +168,7 @@ class Discriminators(nn.Module):
         self.weights = {name: weight for name, (weight, _) in families.items() if weight}
         self.families = nn.ModuleDict({name: nn.ModuleList(families[name][1]) for name in self.weights})
 
-    def forward(self, audio: Tensor) -> dict[str, list[Judgement]]:
+    def forward(self, audio: Tensor) -> Judgements:
         """`(batch, samples)` to the judgements of each family's members."""
         judgements = {}
         for name, family in self.families.items():
@@ -174,7 +176,7 @@ class Discriminators(nn.Module):
             judgements[name] = [member(audio) for member in family]
         return judgements
 
-    def loss(self, real: dict[str, list[Judgement]], fake: dict[str, list[Judgement]]) -> Tensor:
+    def loss(self, real: Judgements, fake: Judgements) -> Tensor:
         """Hinge loss of the discriminators: mean over a family, weighted sum over families."""
         return self._sum(
             {
@@ -186,16 +188,16 @@ class Discriminators(nn.Module):
             }
         )
 
-    def generator_loss(self, fake: dict[str, list[Judgement]]) -> Tensor:
+    def generator_loss(self, fake: Judgements) -> Tensor:
         """Hinge loss of the generator, combined like `loss`."""
         return self._sum({name: [F.relu(1 - score).mean() for score, _ in fake[name]] for name in self.weights})
 
-    def feature_matching_loss(self, real: dict[str, list[Judgement]], fake: dict[str, list[Judgement]]) -> Tensor:
+    def feature_matching_loss(self, real: Judgements, fake: Judgements) -> Tensor:
         """L1 between hidden layers, each relative to the real layer's mean magnitude, combined like `loss`."""
         return self._sum(
             {
                 name: [
-                    (r - f).abs().mean() / (r.abs().mean() + 1e-6)
+                    ((r - f).abs().flatten(1).mean(1) / (r.abs().flatten(1).mean(1) + 1e-6)).mean()
                     for (_, reals), (_, fakes) in zip(real[name], fake[name], strict=True)
                     for r, f in zip(reals, fakes, strict=True)
                 ]

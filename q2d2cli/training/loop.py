@@ -1,27 +1,31 @@
-"""The training loop: one process, time-based schedules, atomic saves, resume."""
+"""The training loop: one process or many, schedules, atomic saves, resume."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from q2d2cli import checkpoints
+from q2d2cli.codec import pick_device
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output
 from q2d2cli.models.model import CodecModel
 from q2d2cli.training.config import CONFIG_NAME, LOG_NAME, TrainConfig, to_yaml
-from q2d2cli.training.data import Corpus
-from q2d2cli.training.discriminators import Discriminators
+from q2d2cli.training.data import open_corpus
+from q2d2cli.training.discriminators import Discriminators, Judgements
 from q2d2cli.training.losses import ComplexStftLoss, MelLoss
 
 STATE_NAME = "state.pt"
@@ -37,15 +41,16 @@ class Trainer:
     Args:
         config: the checked configuration.
         out: run folder; gets `log.jsonl`, `state.pt` and the best checkpoint in `best/`.
-        device: where to train.
+        accelerator: devices and processes; every process draws the same crops and takes its share.
         init: checkpoint whose weights to start from.
         resume: go on from `state.pt` in `out`.
     """
 
     def __init__(
-        self, config: TrainConfig, out: Path, device: torch.device, init: str | None = None, resume: bool = False
+        self, config: TrainConfig, out: Path, accelerator: Accelerator, init: str | None = None, resume: bool = False
     ) -> None:
-        self.config, self.out, self.device = config, out, device
+        self.config, self.out, self.accelerator = config, out, accelerator
+        self.device = device = accelerator.device
         if not resume and (out / STATE_NAME).exists():
             raise UsageError(f"{out} already holds a run: go on with --resume, or name another folder")
         if resume and not (out / STATE_NAME).exists():
@@ -61,6 +66,10 @@ class Trainer:
             module.requires_grad_(False).eval()
         self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.optimizers = self._make_optimizers()
+        # What runs forward in training: compiled, and with gradients averaged over processes.
+        compiled = torch.compile(self.model) if config.compile else self.model
+        self.parallel_model = accelerator.prepare_model(compiled) if self.trains("model") else compiled
+        self.parallel_discriminator = accelerator.prepare_model(self.discriminator)
         self.mel = MelLoss(config.model.sample_rate).to(device)
         self.stft = ComplexStftLoss(config.loss.stft_compression).to(device)
         self.step = 0
@@ -68,6 +77,10 @@ class Trainer:
         self.minutes = 0.0
         self.best = math.inf
         self.adversarial_steps = 0
+
+    def trains(self, part: str) -> bool:
+        """Whether a part has anything to train."""
+        return any(parameter.requires_grad for parameter in getattr(self, part).parameters())
 
     def _make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optim = self.config.optim
@@ -114,7 +127,7 @@ class Trainer:
         adversarial = self.progress >= config.discriminator.start
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16)
         with autocast:
-            estimate, quantized = self.model(audio)
+            estimate, quantized = self.parallel_model(audio)
         mel, stft = self.mel(estimate, audio), self.stft(estimate, audio)
         total = config.loss.mel * mel + config.loss.stft * stft + config.loss.commitment * quantized.loss
         losses |= {"mel": mel.item(), "stft": stft.item()}
@@ -124,16 +137,21 @@ class Trainer:
             start = int(self.rng.integers(0, audio.shape[-1] - length + 1))
             real, fake = audio[:, start : start + length], estimate[:, start : start + length]
             with autocast:
-                d_loss = self.discriminator.loss(self.discriminator(real), self.discriminator(fake.detach()))
+                # In one pass: gradients of two could not be averaged over processes.
+                judged = self.parallel_discriminator(torch.cat([real, fake.detach()]))
+                d_loss = self.discriminator.loss(*split_judgements(judged))
             self._update(d_loss, ["discriminator"], self.discriminator)
-            self.discriminator.requires_grad_(False)
+            # Back through the discriminators to their input only: their own gradients stay as they are.
+            leaf = fake.detach().requires_grad_()
             with autocast:
                 with torch.no_grad():
                     judged_real = self.discriminator(real)
-                judged_fake = self.discriminator(fake)
+                judged_fake = self.discriminator(leaf)
                 adversarial_loss = self.discriminator.generator_loss(judged_fake)
                 matching = self.discriminator.feature_matching_loss(judged_real, judged_fake)
-            total = total + config.loss.adversarial * adversarial_loss + config.loss.feature_matching * matching
+            weighted = config.loss.adversarial * adversarial_loss + config.loss.feature_matching * matching
+            (gradient,) = torch.autograd.grad(weighted, leaf)
+            total = total + (fake * gradient).sum()
             losses |= {"d": d_loss.item(), "adv": adversarial_loss.item(), "fm": matching.item()}
         if self._update(total, [n for n in self.optimizers if n != "discriminator"], self.model):
             # A warm-up of the average, so that it does not drag the initial weights along.
@@ -143,7 +161,6 @@ class Trainer:
                     self.ema[name].lerp_(tensor, 1 - decay)
                 else:
                     self.ema[name].copy_(tensor)
-        self.discriminator.requires_grad_(True)
         self.step += 1
         return losses
 
@@ -151,7 +168,7 @@ class Trainer:
         """Backward pass and optimizer steps; False, and nothing changed, if the step is not sound."""
         for name in names:
             self.optimizers[name].zero_grad(set_to_none=True)
-        loss.backward()
+        self.accelerator.backward(loss)
         norm = nn.utils.clip_grad_norm_(module.parameters(), self.config.optim.grad_clip)
         if not torch.isfinite(norm) or norm > MAX_GRAD_NORM:
             self.skipped += 1
@@ -183,8 +200,23 @@ class Trainer:
             "entropy": [round(e, 3) for e in entropies],
         }
 
+    def add_minutes(self, minutes: float) -> None:
+        """Count time; the first process's clock decides for all, so that all agree where the run stands."""
+        self.minutes += minutes
+        if self.accelerator.num_processes > 1 and self.config.minutes is not None:
+            clock = [self.minutes]
+            broadcast_object_list(clock)
+            self.minutes = clock[0]
+
+    def mean(self, values: list[float]) -> float:
+        """Mean over values and processes."""
+        mean = torch.tensor(values, dtype=torch.float64 if self.device.type != "mps" else None).mean().to(self.device)
+        return float(self.accelerator.reduce(mean, "mean"))
+
     def save(self) -> None:
-        """Write the whole state atomically."""
+        """Write the whole state atomically (first process only)."""
+        if not self.accelerator.is_main_process:
+            return
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema,
@@ -223,9 +255,20 @@ class Trainer:
             setattr(self, name, state[name])
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append one line to the log."""
+        """Append one line to the log (first process only)."""
+        if not self.accelerator.is_main_process:
+            return
         with (self.out / LOG_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, "minutes": round(self.minutes, 3), **entry}) + "\n")
+
+
+def split_judgements(judged: Judgements) -> tuple[Judgements, Judgements]:
+    """Judgements of a batch to those of its two halves."""
+    halves: tuple[Judgements, Judgements] = ({}, {})
+    for name, members in judged.items():
+        for half, chosen in enumerate(halves):
+            chosen[name] = [(score.chunk(2)[half], [h.chunk(2)[half] for h in hidden]) for score, hidden in members]
+    return halves
 
 
 def start_from(init: str, model: CodecModel, discriminators: Discriminators) -> list[str]:
@@ -257,31 +300,42 @@ def start_from(init: str, model: CodecModel, discriminators: Discriminators) -> 
     return notes
 
 
-def train(config: TrainConfig, out: Path, device: torch.device, init: str | None, resume: bool, quiet: bool) -> Path:
+def train(config: TrainConfig, out: Path, device: str, init: str | None, resume: bool, quiet: bool) -> Path:
     """Run (or resume) a training run and return the folder of its best checkpoint.
+
+    Under `accelerate launch` or `torchrun` it trains in all processes together; the first one writes.
 
     Raises:
         UsageError: if there is no audio, or `out` already holds a run and `resume` is false.
         Q2D2Error: if saving fails.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, out, device, init, resume)
+    accelerator = make_accelerator(device)
+    main = accelerator.is_main_process
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make folder {out}: {error.strerror}") from error
+    trainer = Trainer(config, out, accelerator, init, resume)
     if resume:
         trainer.load()
-    with atomic_output(out / CONFIG_NAME) as file:
-        file.write(to_yaml(config).encode())
-    console = Console(stderr=True, quiet=quiet)
+    accelerator.wait_for_everyone()
+    if main:
+        with atomic_output(out / CONFIG_NAME) as file:
+            file.write(to_yaml(config).encode())
+    console = Console(stderr=True, quiet=quiet or not main)
     rate = config.model.sample_rate
     with console.status("reading audio"):
-        corpus = Corpus(config.data.train, rate)
-        valid_corpus = Corpus(config.data.valid, rate)
+        corpus = open_corpus(config.data.train, rate, config.data.in_memory, accelerator.device)
+        valid_corpus = open_corpus(config.data.valid, rate, True, accelerator.device)
     for note in trainer.notes:
         console.print(note)
     for path in corpus.broken + valid_corpus.broken:
         console.print(f"skipped {path}: not readable as audio")
-    console.print(f"{corpus.files} files, {len(corpus.samples) / rate / 3600:.2f} hours of audio")
-    valid = valid_corpus.crops(VALID_CROPS, int(VALID_SECONDS * rate), config.data, np.random.default_rng(0)).to(device)
+    console.print(f"{corpus.files} files, {corpus.seconds / 3600:.2f} hours of audio")
+    valid = valid_corpus.crops(VALID_CROPS, int(VALID_SECONDS * rate), config.data, np.random.default_rng(0))
     length = int(config.data.crop_seconds * rate)
+    share = config.optim.batch_size
+    first = accelerator.process_index * share
     best = out / "best"
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())
@@ -292,20 +346,21 @@ def train(config: TrainConfig, out: Path, device: torch.device, init: str | None
         try:
             while trainer.progress < 1:
                 started = time.monotonic()
-                losses = trainer.train_step(
-                    corpus.crops(config.optim.batch_size, length, config.data, trainer.rng).to(device)
+                batch = corpus.crops(
+                    share * accelerator.num_processes, length, config.data, trainer.rng, slice(first, first + share)
                 )
-                trainer.minutes += (time.monotonic() - started) / 60
+                losses = trainer.train_step(batch.to(accelerator.device))
+                trainer.add_minutes((time.monotonic() - started) / 60)
                 done = trainer.progress >= 1
                 for name, value in losses.items():
                     recent.setdefault(name, []).append(value)
                 if trainer.step % config.log_every == 0 or done:
-                    means = {name: round(float(np.mean(values)), 4) for name, values in recent.items()}
+                    means = {name: round(trainer.mean(values), 4) for name, values in recent.items()}
                     recent.clear()
                     trainer.log({**means, "skipped": trainer.skipped})
                     text = " ".join(f"{name} {value:.3f}" for name, value in means.items())
                     bar.update(task, completed=trainer.progress, description=f"step {trainer.step} {text}")
-                if trainer.step % config.validate_every == 0 or done:
+                if main and (trainer.step % config.validate_every == 0 or done):
                     result = trainer.validate(valid)
                     trainer.log(result)
                     console.print(f"step {trainer.step}: " + " ".join(f"{k} {v}" for k, v in result.items()))
@@ -319,4 +374,17 @@ def train(config: TrainConfig, out: Path, device: torch.device, init: str | None
         finally:
             # Also on Ctrl-C: nothing done so far is lost.
             trainer.save()
+    accelerator.end_training()
     return best
+
+
+def make_accelerator(device: str) -> Accelerator:
+    """Accelerate's view of the processes, on `device` (`auto`: CUDA when present, else the CPU).
+
+    Raises:
+        UsageError: if the device is not there.
+    """
+    target = pick_device(device)
+    if target.type == "cuda" and target.index is not None:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(target)
+    return Accelerator(cpu=target.type == "cpu")
