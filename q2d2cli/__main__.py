@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Any
 
-from q2d2cli.errors import Q2D2Error
+from q2d2cli.errors import Q2D2Error, report
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def run() -> int:
 
 def fail(message: str, code: int) -> int:
     """Print one line for the user and return the exit code."""
-    print(f"q2d2: {' '.join(message.split())}", file=sys.stderr)
+    report(message)
     return code
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.errors import Q2D2Error, UsageError, report
 from q2d2cli.files import PIPE, check_input, check_output
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def convert_all(
         except Q2D2Error as error:
             if len(jobs) == 1:
                 raise
-            print(f"q2d2: {' '.join(str(error).split())}", file=sys.stderr)
+            report(error)
             code = max(code, error.exit_code)
             continue
         if as_json:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 
 from q2d2cli import DEFAULT_MODEL
 from q2d2cli.cli.common import Device, Json, Quiet
-from q2d2cli.errors import UsageError
+from q2d2cli.errors import UsageError, report
 
 PACKAGES = {"pesq": "pesq", "stoi": "pystoi"}
 
@@ -68,7 +67,7 @@ def measure(folder: Path, names: list[str], model: str, limit: int | None, devic
         task = bar.add_task("measuring", total=len(chosen))
         result = run(codec, folder, chosen, names, lambda done: bar.update(task, completed=done))
     for reason in result["skipped"]:
-        print(f"q2d2: skipped: {reason}", file=sys.stderr)
+        report(f"skipped: {reason}")
     return result
 
 

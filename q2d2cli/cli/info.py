@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from q2d2cli.cli.common import Json
+from q2d2cli.errors import Q2D2Error, report
 
 
 def info(
@@ -16,10 +17,6 @@ def info(
     as_json: Json = False,
 ) -> int:
     """Show what .q2d files hold, and check that they are whole (every checksum is verified)."""
-    import sys
-
-    from q2d2cli.errors import Q2D2Error
-
     code = 0
     for number, path in enumerate(paths):
         try:
@@ -27,7 +24,7 @@ def info(
         except Q2D2Error as error:
             if len(paths) == 1:
                 raise
-            print(f"q2d2: {' '.join(str(error).split())}", file=sys.stderr)
+            report(error)
             code = max(code, error.exit_code)
             continue
         if as_json:
