@@ -40,6 +40,7 @@ def config(tmp_path: Path) -> Path:
         "validate_every": 30,
         "save_every": 20,
         "log_every": 10,
+        "validate_metrics": ["stoi"],
     }
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -55,6 +56,7 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     losses = [entry["mel"] for entry in log if "mel" in entry]
     assert losses[-1] < 0.8 * losses[0]
     assert any("d" in entry for entry in log)
+    assert [entry["step"] for entry in log if 0 < (entry.get("stoi") or 0) < 1] == [30, 60]
     assert all(entry["skipped"] == 0 for entry in log if "skipped" in entry)
 
     # The best checkpoint is a model like any other.

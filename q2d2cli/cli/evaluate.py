@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,11 +47,7 @@ def measure(folder: Path, names: list[str], model: str, limit: int | None, devic
     Raises:
         UsageError: on an unknown metric, a missing package, no audio.
     """
-    for name in names:
-        if name not in PACKAGES:
-            raise UsageError(f"unknown metric {name!r}: choose from {', '.join(PACKAGES)}")
-        if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise UsageError(f'metric {name!r} needs more packages: pip install "q2d2[eval]"')
+    check_metrics(names)
     from q2d2cli.audio import audio_files
 
     files = audio_files(folder)
@@ -69,6 +66,15 @@ def measure(folder: Path, names: list[str], model: str, limit: int | None, devic
     for reason in result["skipped"]:
         report(f"skipped: {reason}")
     return result
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Raise UsageError if a metric is unknown or its package is missing."""
+    for name in names:
+        if name not in PACKAGES:
+            raise UsageError(f"unknown metric {name!r}: choose from {', '.join(PACKAGES)}")
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise UsageError(f'metric {name!r} needs more packages: pip install "q2d2[eval]"')
 
 
 def show(result: dict[str, Any], names: list[str]) -> None:

@@ -138,6 +138,8 @@ class TrainConfig(Strict):
     """Time of the run; the schedules follow it, so that it ends annealed on any machine."""
     validate_every: PositiveInt = 500
     """Steps between validations (and perhaps a new best checkpoint)."""
+    validate_metrics: tuple[Literal["pesq", "stoi"], ...] = ()
+    """Also measured at each validation, on the first eight validation crops."""
     save_every: PositiveInt = 250
     """Steps between saves of the whole state."""
     log_every: PositiveInt = 25

@@ -19,8 +19,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from q2d2cli import checkpoints
+from q2d2cli.audio import Resampler
 from q2d2cli.codec import pick_device
 from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.evaluation.codebook import pair_entropies
+from q2d2cli.evaluation.evaluate import summarize
+from q2d2cli.evaluation.metrics import METRIC_RATE, METRICS
 from q2d2cli.files import atomic_output
 from q2d2cli.models.model import CodecModel
 from q2d2cli.training.config import CONFIG_NAME, LOG_NAME, TrainConfig, to_yaml
@@ -31,6 +35,7 @@ from q2d2cli.training.losses import ComplexStftLoss, MelLoss
 STATE_NAME = "state.pt"
 VALID_SECONDS = 3.0
 VALID_CROPS = 32
+VALID_BATCH = 8
 MAX_GRAD_NORM = 1e4
 """A step whose gradient is larger than this, or not finite, is skipped."""
 
@@ -182,14 +187,17 @@ class Trainer:
         """Losses and pair entropies of the averaged weights on `(batch, samples)` audio."""
         model = CodecModel(self.config.model).to(self.device).eval()
         model.load_state_dict(self.ema)
-        mel, stft, indices = [], [], []
-        for part in audio.split(8):
+        mel: list[float] = []
+        stft: list[float] = []
+        indices: list[Tensor] = []
+        measured: dict[str, float | None] = {}
+        for part in audio.split(VALID_BATCH):
             estimate, quantized = model(part)
+            if not mel:
+                measured = self.measure(part, estimate)
             mel.append(self.mel(estimate, part).item())
             stft.append(self.stft(estimate, part).item())
             indices.append(quantized.indices.flatten(0, 1))
-        from q2d2cli.evaluation.codebook import pair_entropies
-
         entropies = pair_entropies(torch.cat(indices).cpu().numpy(), model.quantizer.spec.sizes)
         loss = self.config.loss
         mean_mel, mean_stft = float(np.mean(mel)), float(np.mean(stft))
@@ -198,6 +206,18 @@ class Trainer:
             "valid_stft": mean_stft,
             "valid": loss.mel * mean_mel + loss.stft * mean_stft,
             "entropy": [round(e, 3) for e in entropies],
+            **measured,
+        }
+
+    def measure(self, reference: Tensor, estimate: Tensor) -> dict[str, float | None]:
+        """Mean of each of the configuration's metrics over `(batch, samples)` pairs, None where undefined."""
+        rate = self.config.model.sample_rate
+        pairs = [
+            [Resampler(rate, METRIC_RATE, 1).push(x[None].float().cpu().numpy(), last=True)[0] for x in pair]
+            for pair in zip(reference, estimate, strict=True)
+        ]
+        return {
+            name: summarize(METRICS[name](*pair) for pair in pairs)["mean"] for name in self.config.validate_metrics
         }
 
     def add_minutes(self, minutes: float) -> None:
