@@ -60,7 +60,7 @@ def draw_indices(header: Header, frames: int, seed: int = 0) -> np.ndarray:
 def read(data: bytes) -> tuple[Reader, np.ndarray]:
     reader = Reader(io.BytesIO(data))
     blocks = [reader.unpack(block) for block in reader.blocks()]
-    empty = np.empty((reader.header.channels, 0, reader.header.quantizer.num_pairs), np.int64)
+    empty = np.empty((reader.header.channels, 0, reader.header.quantizer.num_indices), np.int64)
     return reader, np.concatenate([empty, *blocks], axis=1)
 
 
