@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from q2d2cli.errors import Q2D2Error, UsageError
-from q2d2cli.files import atomic_output
+from q2d2cli.files import atomic_output, make_folder
 from q2d2cli.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -166,10 +166,7 @@ def save(folder: Path, config: ModelConfig, state: dict[str, torch.Tensor]) -> N
         half[name] = tensor.detach().to("cpu", torch.float16 if name in parameters else None).contiguous()
         if not torch.isfinite(half[name]).all():
             raise Q2D2Error(f"weights {name} are not finite in 16 bits: the model cannot be exported")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make folder {folder}: {error.strerror}") from error
+    make_folder(folder)
     with atomic_output(folder / WEIGHTS_NAME) as file:
         file.write(to_bytes(half))
     write_config(folder, config, {})

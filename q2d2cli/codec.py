@@ -298,10 +298,7 @@ class StreamEncoder:
         missing = max(0, wanted - self._buffer.shape[1])
         self._buffer = np.pad(self._buffer, ((0, 0), (0, missing)))[:, :wanted]
         while self._next_frame < frames:
-            chunk = self._chunk or frames
-            # A short rest joins the last chunk: it would be mostly overlap.
-            end = self._next_frame + chunk if frames - self._next_frame >= 2 * chunk else frames
-            yield self._run(end)
+            yield self._run(chunk_end(self._next_frame, frames, self._chunk))
 
     def _append(self, samples: np.ndarray) -> None:
         self._buffer = np.concatenate([self._buffer, samples], axis=1)
@@ -362,8 +359,7 @@ class StreamDecoder:
         frames = self._buffer_frame + self._buffer.shape[1]
         pieces = []
         while self._next_frame < frames:
-            chunk = self._chunk or frames
-            end = self._next_frame + chunk if frames - self._next_frame >= 2 * chunk else frames
+            end = chunk_end(self._next_frame, frames, self._chunk)
             pieces.append(self._resampler.push(self._run(end)))
         pieces.append(self._resampler.push(np.empty((self._channels, 0), np.float32), last=True))
         rest = np.concatenate(pieces, axis=1)
@@ -393,6 +389,12 @@ def chunk_frames(codec: Codec, seconds: float | None, context: int | None) -> in
     if seconds is None or context is None:
         return None
     return max(1, round(seconds * codec.frame_rate))
+
+
+def chunk_end(begin: int, frames: int, chunk: int | None) -> int:
+    """Where the chunk that begins at `begin` ends, of `frames` in all."""
+    # A short rest joins the last chunk: it would be mostly overlap.
+    return begin + chunk if chunk is not None and frames - begin >= 2 * chunk else frames
 
 
 def pick_device(name: str) -> torch.device:

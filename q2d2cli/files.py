@@ -84,6 +84,18 @@ def check_output(path: Path, force: bool) -> None:
         raise UsageError(f"folder {path.parent} does not exist: create it first")
 
 
+def make_folder(folder: Path) -> None:
+    """Make an output folder where there is none.
+
+    Raises:
+        UsageError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make folder {folder}: {error.strerror}") from error
+
+
 def current_umask() -> int:
     """The process's file mode mask (only readable by setting it)."""
     mask = os.umask(0)

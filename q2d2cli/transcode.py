@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from q2d2cli.audio import AudioReader, open_sink
 from q2d2cli.codec import Codec, StreamDecoder, StreamEncoder
-from q2d2cli.container.header import FormatError
+from q2d2cli.container.header import FormatError, Header
 from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.errors import Q2D2Error
 from q2d2cli.files import PIPE, atomic_output, open_binary
@@ -44,10 +43,6 @@ class Summary:
     real_time_factor: float
     """Time taken over duration."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 def encode_file(codec: Codec, source: Path, target: Path, progress: Progress | None = None) -> Summary:
     """Encode an audio file (`-`: standard input) to a .q2d file (`-`: standard output).
@@ -73,19 +68,8 @@ def encode_file(codec: Codec, source: Path, target: Path, progress: Progress | N
         if audio.num_samples not in (None, samples) and not file.seekable():
             raise Q2D2Error(f"{audio.name} holds {samples} samples but declares {audio.num_samples}")
         writer.close(samples)
-        rate, channels = audio.sample_rate, audio.channels
-    return summarize(
-        source,
-        target,
-        codec,
-        samples,
-        rate,
-        channels,
-        writer.frames,
-        writer.bytes_written,
-        writer.payload_bytes,
-        started,
-    )
+    counts = (samples, writer.frames, writer.bytes_written, writer.payload_bytes)
+    return summarize(source, target, writer.header, *counts, time.monotonic() - started)
 
 
 def decode_file(
@@ -130,46 +114,27 @@ def decode_file(
             sink.close()
         except FormatError as error:
             raise FormatError(f"{name} {error}") from error
-    return summarize(
-        source,
-        target,
-        codec,
-        samples,
-        header.original_rate,
-        header.channels,
-        reader.frames,
-        reader.bytes_read,
-        reader.payload_bytes,
-        started,
-    )
+    counts = (samples, reader.frames, reader.bytes_read, reader.payload_bytes)
+    return summarize(source, target, header, *counts, time.monotonic() - started)
 
 
 def summarize(
-    source: Path,
-    target: Path,
-    codec: Codec,
-    samples: int,
-    rate: int,
-    channels: int,
-    frames: int,
-    q2d_bytes: int,
-    payload: int,
-    started: float,
+    source: Path, target: Path, header: Header, samples: int, frames: int, q2d_bytes: int, payload: int, seconds: float
 ) -> Summary:
-    """Rates and real-time factor from counts."""
-    duration = samples / rate
-    scale = 8 / duration
+    """Rates and real-time factor from counts; they are 0 for a file without samples."""
+    duration = samples / header.original_rate
+    per_second = 1 / duration if duration else 0.0
     return Summary(
         str(source),
         str(target),
-        codec.name,
+        header.model,
         duration,
-        channels,
-        rate,
+        header.channels,
+        header.original_rate,
         frames,
         q2d_bytes,
         payload,
-        q2d_bytes * scale,
-        payload * scale,
-        (time.monotonic() - started) / duration,
+        8 * q2d_bytes * per_second,
+        8 * payload * per_second,
+        seconds * per_second,
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import CLIP, ROOT, Run
 
 from q2d2cli import Codec, Tokens
@@ -122,6 +123,15 @@ def test_pipes(run: Run, tiny: Path, tmp_path: Path) -> None:
     # The sizes in the WAV header are unknown when it is written; what follows is the whole audio.
     assert len(result.stdout) == 44 + 2 * 161_440
     assert struct.unpack_from("<I", result.stdout, 40) == (0xFFFFFFFF,)
+
+
+def test_file_without_samples_decodes_to_nothing(run: Run, tiny: Path, tiny_codec: Codec, tmp_path: Path) -> None:
+    empty = Tokens(torch.empty((1, 0, 2), dtype=torch.int64), tiny_codec.header(16_000, 1, 0))
+    empty.save(tmp_path / "empty.q2d")
+    result = run("decode", tmp_path / "empty.q2d", tmp_path / "empty.wav", "-m", tiny)
+    assert result.returncode == 0, result.stderr.decode()
+    assert soundfile.info(tmp_path / "empty.wav").frames == 0
+    assert run("info", tmp_path / "empty.q2d").returncode == 0
 
 
 def test_flac_through_a_pipe(run: Run, tiny: Path) -> None:

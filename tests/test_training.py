@@ -78,6 +78,8 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     # What ran is written down, and export makes a shippable model of it.
     assert yaml.safe_load((out / "config.yaml").read_text())["steps"] == 80
     target, test = tmp_path / "models" / "tiny", tmp_path / "data"
+    assert run("export", out, target, "--test", tmp_path / "nowhere").returncode == 2
+    assert not target.exists(), "nothing is written that cannot be measured"
     result = run("export", out, target, "--test", test, "--with-discriminators")
     assert result.returncode == 0, result.stderr.decode()
     assert "broken.wav" in result.stderr.decode()
@@ -161,6 +163,7 @@ def test_discriminators_learn_to_tell_real_from_fake() -> None:
         ({"model": {"quantizer": {"levels": [8, 8]}}}, ["model.quantizer", "level 8"]),
         ({"optim": {"lr": -1}}, ["optim.lr"]),
         ({"steps": None}, ["steps or minutes"]),
+        ({"freeze": ["encoder", "decoder", "quantizer"]}, ["freeze", "leave one"]),
         ({"data": {"train": "/nowhere", "valid": "/nowhere"}}, ["/nowhere"]),
     ],
 )

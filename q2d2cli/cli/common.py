@@ -7,13 +7,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from q2d2cli.errors import Q2D2Error, UsageError, report
-from q2d2cli.files import PIPE, check_input, check_output
+from q2d2cli.files import PIPE, check_input, check_output, make_folder
 
 if TYPE_CHECKING:
     from q2d2cli.transcode import Progress, Summary
@@ -111,18 +112,10 @@ def convert_all(
             code = max(code, error.exit_code)
             continue
         if as_json:
-            print(json.dumps(summary.as_dict()), file=sys.stderr if target == PIPE else sys.stdout, flush=True)
+            print(json.dumps(asdict(summary)), file=sys.stderr if target == PIPE else sys.stdout, flush=True)
         elif not quiet:
             print(last_line(summary), file=sys.stderr)
     return code
-
-
-def make_folder(folder: Path) -> None:
-    """Make an output folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make folder {folder}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

@@ -11,6 +11,9 @@ import typer
 from q2d2cli.cli.common import Device, Force, Quiet
 from q2d2cli.errors import UsageError
 
+METRICS = ["pesq", "stoi"]
+"""What a model card has."""
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of the run (the --out of q2d2 train).", show_default=False)],
@@ -43,12 +46,15 @@ def export(
         text = notes.read_text(encoding="utf-8") if notes else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {notes}: {error}") from error
-    from q2d2cli.cli.evaluate import measure
+    from q2d2cli.audio import audio_files
+    from q2d2cli.cli.evaluate import check_metrics, measure
     from q2d2cli.training.export import describe
     from q2d2cli.training.export import export as copy
 
+    check_metrics(METRICS)
+    audio_files(test)
     effort = copy(run, folder, with_discriminators)
-    measured = measure(test, ["pesq", "stoi"], str(folder), limit, device, quiet)
+    measured = measure(test, METRICS, str(folder), limit, device, quiet)
     command = f"q2d2 eval --metrics pesq,stoi --model {folder} {test}" + (f" --limit {limit}" if limit else "")
     describe(folder, effort, measured, command, text)
     if not quiet:

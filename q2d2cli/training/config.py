@@ -152,6 +152,8 @@ class TrainConfig(Strict):
     def _valid(self) -> TrainConfig:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either steps or minutes as the length of the run")
+        if set(self.freeze) == {"encoder", "quantizer", "decoder"}:
+            raise ValueError("freeze names every part: leave one to train")
         return self
 
 

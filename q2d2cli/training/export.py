@@ -46,12 +46,12 @@ def export(run: Path, folder: Path, with_discriminators: bool) -> Effort:
     best = checkpoints.find(str(run / "best"))
     if folder.name != best.config.name:
         raise UsageError(f"the model's name is {best.config.name!r}: export it to a folder of that name, not {folder}")
+    judges = checkpoints.load_discriminators(run / "best") if with_discriminators else None
+    if with_discriminators and judges is None:
+        raise UsageError(f"{run} has no discriminators: leave --with-discriminators out")
     checkpoints.save(folder, best.config, checkpoints.load(best).state_dict())
-    if with_discriminators:
-        state = checkpoints.load_discriminators(run / "best")
-        if state is None:
-            raise UsageError(f"{run} has no discriminators: leave --with-discriminators out")
-        checkpoints.save_discriminators(folder, state)
+    if judges is not None:
+        checkpoints.save_discriminators(folder, judges)
     return effort
 
 

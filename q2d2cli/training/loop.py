@@ -25,7 +25,7 @@ from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.codebook import pair_entropies
 from q2d2cli.evaluation.evaluate import summarize
 from q2d2cli.evaluation.metrics import METRIC_RATE, METRICS
-from q2d2cli.files import atomic_output
+from q2d2cli.files import atomic_output, make_folder
 from q2d2cli.models.model import CodecModel
 from q2d2cli.training.config import CONFIG_NAME, LOG_NAME, TrainConfig, to_yaml
 from q2d2cli.training.data import open_corpus
@@ -73,7 +73,7 @@ class Trainer:
         self.optimizers = self._make_optimizers()
         # What runs forward in training: compiled, and with gradients averaged over processes.
         compiled = torch.compile(self.model) if config.compile else self.model
-        self.parallel_model = accelerator.prepare_model(compiled) if self.trains("model") else compiled
+        self.parallel_model = accelerator.prepare_model(compiled)
         self.parallel_discriminator = accelerator.prepare_model(self.discriminator)
         self.mel = MelLoss(config.model.sample_rate).to(device)
         self.stft = ComplexStftLoss(config.loss.stft_compression).to(device)
@@ -82,10 +82,6 @@ class Trainer:
         self.minutes = 0.0
         self.best = math.inf
         self.adversarial_steps = 0
-
-    def trains(self, part: str) -> bool:
-        """Whether a part has anything to train."""
-        return any(parameter.requires_grad for parameter in getattr(self, part).parameters())
 
     def _make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optim = self.config.optim
@@ -331,10 +327,7 @@ def train(config: TrainConfig, out: Path, device: str, init: str | None, resume:
     """
     accelerator = make_accelerator(device)
     main = accelerator.is_main_process
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make folder {out}: {error.strerror}") from error
+    make_folder(out)
     trainer = Trainer(config, out, accelerator, init, resume)
     if resume:
         trainer.load()
