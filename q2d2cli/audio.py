@@ -301,9 +301,18 @@ def read_mono(path: Path, sample_rate: int) -> np.ndarray:
     Raises:
         Q2D2Error: as `AudioReader`.
     """
+    mono, own_rate = read_original(path)
+    return Resampler(own_rate, sample_rate, 1).push(mono[None], last=True)[0]
+
+
+def read_original(path: Path) -> tuple[np.ndarray, int]:
+    """A whole file as `(samples,)` float32, channels averaged, and its own rate, Hz.
+
+    Raises:
+        Q2D2Error: as `AudioReader`.
+    """
     with AudioReader(path) as reader:
-        mono = np.concatenate([block.mean(axis=0) for block in reader.blocks(10.0)])
-        return Resampler(reader.sample_rate, sample_rate, 1).push(mono[None], last=True)[0]
+        return np.concatenate([block.mean(axis=0) for block in reader.blocks(10.0)]), reader.sample_rate
 
 
 def audio_files(folder: Path) -> list[Path]:

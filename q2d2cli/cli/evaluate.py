@@ -1,109 +1,342 @@
-"""`q2d2 eval`: measure a codec on a folder of audio."""
+"""`q2d2 eval`: measure and compare codecs on audio."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from q2d2cli import DEFAULT_MODEL
 from q2d2cli.cli.common import Device, Json, Quiet
-from q2d2cli.errors import UsageError, report
+from q2d2cli.errors import Q2D2Error, UsageError, report
+from q2d2cli.files import atomic_output, make_folder
 
-PACKAGES = {"pesq": "pesq", "stoi": "pystoi"}
+if TYPE_CHECKING:
+    from q2d2cli.evaluation.codecs import Subject
+    from q2d2cli.evaluation.evaluate import Clip, Plan, Row
+
+SPEED = ("rtf", "memory")
+"""Names that `--metrics` takes beside those of `evaluation.metrics.METRICS`: of the codec, not of its audio."""
+SPEED_COLUMNS = (("rtf_encode", "encode RTF", 4), ("rtf_decode", "decode RTF", 4), ("memory_mb", "memory, MB", 0))
+"""Key in the result, title and decimals."""
+STATE_NAME, CSV_NAME, JSON_NAME = "scores.jsonl", "scores.csv", "results.json"
+REPORT_NAME, PLOT_NAME = "report.html", "rate-quality.svg"
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="Folder of audio files, searched recursively.", show_default=False)],
-    metrics: Annotated[str, typer.Option("--metrics", help="Comma-separated: pesq, stoi.")] = "pesq,stoi",
-    model: Annotated[str, typer.Option("--model", "-m", help="Model name, folder or Hub id.")] = DEFAULT_MODEL,
+    source: Annotated[
+        Path, typer.Argument(help="Folder (searched recursively), list of paths (.txt) or file.", show_default=False)
+    ],
+    degraded: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of the same clips decoded elsewhere: score these.", show_default=False),
+    ] = None,
+    metrics: Annotated[
+        str,
+        typer.Option("--metrics", help="Comma-separated: utmos, dnsmos, pesq, stoi, vuv_f1, si_sdr, mel, rtf, memory."),
+    ] = "pesq,stoi",
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--codec",
+            "-c",
+            help="q2d2:NAME, opus:6, codec2:3200, speex:8, encodec:6, dac, mimi:8, snac, original; repeat to compare.",
+            show_default=f"q2d2:{DEFAULT_MODEL}",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most this many files of each folder, evenly spaced.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for report.html, scores.csv, results.json and a plot; run again to go on.",
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Processes.", show_default="one per core, one on a GPU")
+    ] = None,
+    utmos_weights: Annotated[
+        Path | None,
+        typer.Option("--utmos-weights", help="utmos_state_dict.pt, if not from the Hub.", show_default=False),
     ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
-    """Encode and decode every file of a folder and measure what came back.
+    """Encode and decode audio with one codec or several, and measure what came back.
 
     q2d2 eval --metrics pesq,stoi FOLDER
+    q2d2 eval --codec q2d2:speech-3k --codec opus:6 --codec codec2:3200 --out comparison FOLDER
     """
     names = [name.strip() for name in metrics.split(",") if name.strip()]
-    result = measure(folder, names, model, limit, device, quiet)
+    specs = list(dict.fromkeys(codec or []))
+    if not specs and degraded is None:
+        specs = [f"q2d2:{DEFAULT_MODEL}"]
+    result = measure(source, names, specs, degraded, limit, out, jobs, utmos_weights, device, quiet)
     if as_json:
         print(json.dumps(result))
     else:
-        show(result, names)
-    return 1 if result["skipped"] else 0
+        show(result)
+    return 1 if result["problems"] else 0
 
 
-def measure(folder: Path, names: list[str], model: str, limit: int | None, device: str, quiet: bool) -> dict[str, Any]:
-    """Run the evaluation with a progress bar, and name the files that could not be read.
+def measure(
+    source: Path,
+    names: Sequence[str],
+    specs: Sequence[str],
+    degraded: Path | None = None,
+    limit: int | None = None,
+    out: Path | None = None,
+    jobs: int | None = None,
+    utmos_weights: Path | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run an evaluation with a progress bar, and name what went wrong.
+
+    Returns:
+        As `evaluate.sum_up`, and `problems`: how many files, codecs or metrics failed.
 
     Raises:
-        UsageError: on an unknown metric, a missing package, no audio.
+        UsageError: on an unknown metric or codec, a missing package, no audio.
     """
-    check_metrics(names)
-    from q2d2cli.audio import audio_files
+    from q2d2cli.evaluation.metrics import METRICS, UTMOS_VARIABLE, check_metrics
 
-    files = audio_files(folder)
+    known = [*METRICS, *SPEED]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown metric {name!r}: choose from {', '.join(known)}")
+    scored = [name for name in names if name in METRICS]
+    check_metrics(scored)
     from rich.console import Console
     from rich.progress import Progress
 
-    from q2d2cli.codec import Codec
+    from q2d2cli.evaluation.evaluate import Plan, default_jobs, find_clips, spread, sum_up
     from q2d2cli.evaluation.evaluate import evaluate as run
-    from q2d2cli.evaluation.evaluate import spread
 
-    chosen = spread(files, limit)
-    codec = Codec.from_pretrained(model, device)
+    clips = find_clips(source)
+    chosen = set(spread([clip.path for clip in clips], limit))
+    clips = [clip for clip in clips if clip.path in chosen]
+    if degraded is not None and not degraded.is_dir():
+        raise UsageError(f"{degraded} is not a folder: give the one with the decoded files")
+    if out is not None:
+        make_folder(out)
+    problems = 0
+    if utmos_weights is not None:
+        os.environ[UTMOS_VARIABLE] = str(utmos_weights)  # for the other processes, too
+    if "utmos" in scored and not find_utmos(quiet):
+        scored.remove("utmos")
+        problems += 1
+    if not scored and "utmos" in names and not any(name in SPEED for name in names):
+        raise UsageError("nothing left to measure: name another metric beside utmos")
+    usable, subjects = open_all(Plan(tuple(specs), degraded, tuple(scored), device))
+    problems += len(specs) - len(usable.specs)
     with Progress(console=Console(stderr=True, quiet=quiet), transient=True) as bar:
-        task = bar.add_task("measuring", total=len(chosen))
-        result = run(codec, folder, chosen, names, lambda done: bar.update(task, completed=done))
-    for reason in result["skipped"]:
+        task = bar.add_task("measuring", total=len(clips))
+        state = out / STATE_NAME if out else None
+        rows, skipped = run(
+            usable, subjects, clips, jobs or default_jobs(device), state, lambda done: bar.update(task, completed=done)
+        )
+    result = sum_up(usable, subjects, rows, skipped)
+    for reason in skipped:
         report(f"skipped: {reason}")
+    for entry in result["codecs"]:
+        for reason in entry["failed"][:5]:
+            report(reason)
+        if len(entry["failed"]) > 5:
+            report(f"{entry['name']}: {len(entry['failed']) - 5} more")
+    problems += len(skipped) + sum(len(entry["failed"]) for entry in result["codecs"])
+    if any(name in SPEED for name in names):
+        problems += add_speed(result, usable, clips, [name for name in names if name in SPEED], quiet)
+    result["problems"] = problems
+    if out is not None:
+        write_all(out, result, rows, subjects, clips)
     return result
 
 
-def check_metrics(names: Sequence[str]) -> None:
-    """Raise UsageError if a metric is unknown or its package is missing."""
-    for name in names:
-        if name not in PACKAGES:
-            raise UsageError(f"unknown metric {name!r}: choose from {', '.join(PACKAGES)}")
-        if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise UsageError(f'metric {name!r} needs more packages: pip install "q2d2[eval]"')
+def find_utmos(quiet: bool) -> bool:
+    """Whether UTMOS has its weights; if not, says in one line how to get them."""
+    from rich.console import Console
+
+    from q2d2cli.evaluation.metrics import UTMOS_FILE, UTMOS_REPOSITORY, UTMOS_VARIABLE, load_utmos, utmos_weights
+
+    with Console(stderr=True, quiet=quiet).status("looking for UTMOS's weights"):
+        found = utmos_weights()
+        if found is not None:
+            load_utmos()  # to fail here if it must
+    if found is None:
+        report(
+            f"utmos left out, its weights are not here: where there is a network, run 'hf download {UTMOS_REPOSITORY} "
+            f"{UTMOS_FILE}', then give the file with --utmos-weights or {UTMOS_VARIABLE}"
+        )
+    return found is not None
 
 
-def show(result: dict[str, Any], names: list[str]) -> None:
+def open_all(plan: Plan) -> tuple[Plan, list[Subject]]:
+    """The codecs that can run here, and a plan with only these; the others are named, one line each.
+
+    Raises:
+        UsageError: if one is unknown.
+        Q2D2Error: if none can run.
+    """
+    from dataclasses import replace
+
+    from q2d2cli.evaluation.codecs import FolderSubject, open_subject
+
+    subjects: dict[str, Subject] = {}
+    failure: Q2D2Error | None = None
+    for spec in plan.specs:
+        try:
+            subjects[spec] = open_subject(spec, plan.device)
+        except UsageError:
+            raise
+        except Q2D2Error as error:
+            if failure is not None:
+                report(str(failure))
+            failure = error
+    if failure is not None and not subjects and plan.degraded is None:
+        raise failure
+    if failure is not None:
+        report(str(failure))
+    others = [FolderSubject(plan.degraded)] if plan.degraded else []
+    return replace(plan, specs=tuple(subjects)), [*subjects.values(), *others]
+
+
+def add_speed(result: dict[str, Any], plan: Plan, clips: Sequence[Clip], wanted: Sequence[str], quiet: bool) -> int:
+    """Time the codecs one after another and put the numbers into the result; returns how many failed."""
+    import numpy as np
+    from rich.console import Console
+
+    from q2d2cli.audio import read_mono
+    from q2d2cli.evaluation.speed import SECONDS, measure_speed
+
+    rate, parts, total = 24_000, [], 0
+    for clip in clips:
+        try:
+            parts.append(read_mono(clip.path, rate))
+        except Q2D2Error:
+            continue
+        total += len(parts[-1])
+        if total >= SECONDS * rate:
+            break
+    audio = np.concatenate(parts)[: int(SECONDS * rate)]
+    keys = {"rtf": ("rtf_encode", "rtf_decode"), "memory": ("memory_mb",)}
+    failed = 0
+    with Console(stderr=True, quiet=quiet).status("timing"):
+        for spec, entry in zip(plan.specs, result["codecs"], strict=False):
+            if entry["identity"] == "original":
+                continue
+            try:
+                measured = measure_speed(spec, plan.device, audio, rate)
+            except Q2D2Error as error:
+                report(f"{entry['name']} could not be timed: {error}")
+                failed += 1
+                continue
+            entry.update({key: measured[key] for name in wanted for key in keys[name]})
+    return failed
+
+
+def write_all(
+    out: Path, result: dict[str, Any], rows: Sequence[Row], subjects: Sequence[Subject], clips: Sequence[Clip]
+) -> None:
+    """Write everything that `--out` gets, each file whole or not at all."""
+    from q2d2cli.evaluation.evaluate import to_csv
+
+    texts = {CSV_NAME: to_csv(result, rows), JSON_NAME: json.dumps(result, indent=1) + "\n"}
+    try:
+        from q2d2cli.evaluation.plots import rate_quality, to_svg
+        from q2d2cli.evaluation.report import write_report
+
+        texts[REPORT_NAME] = write_report(result, rows, subjects, clips)
+        if (figure := rate_quality(result)) is not None:
+            texts[PLOT_NAME] = to_svg(figure, standalone=True)
+    except ModuleNotFoundError as error:
+        report(f'no report and plot, {error.name} is not here: pip install "q2d2[eval]"')
+    for name, text in texts.items():
+        with atomic_output(out / name) as file:
+            file.write(text.encode())
+
+
+def show(result: dict[str, Any]) -> None:
     """The result as tables."""
     from rich.console import Console
+
+    console = Console()
+    datasets = [name for name in result["codecs"][0]["datasets"] if name != "all"]
+    tables = [(f"{result['files']} files, {result['minutes']} minutes", ["all"])]
+    if datasets:
+        tables.append(("by dataset", datasets))
+    for title, names in tables:
+        table = score_table(result, title, names, intervals=True)
+        needed = Console(width=1000).measure(table).maximum
+        if not console.is_terminal:
+            console = Console(width=max(console.width, needed))  # a file or a pipe has no width
+        elif needed > console.width:
+            table = score_table(result, title, names, intervals=False)
+        console.print(table)
+    for codec in result["codecs"]:
+        if "pair_entropy" in codec:
+            console.print(pair_table(codec))
+
+
+def score_table(result: dict[str, Any], title: str, datasets: Sequence[str], intervals: bool) -> Any:
+    """Codecs under each other, metrics beside each other, like the paper's Table 2."""
     from rich.table import Table
 
-    table = Table(title=f"{result['model']}: {result['files']} files, {result['minutes']} minutes", box=None)
-    table.add_column("folder")
-    for name in names:
-        table.add_column(name.upper(), justify="right")
-        table.add_column("n", justify="right")
-    rows = {**result["groups"], "all": result} if len(result["groups"]) > 1 else {"all": result}
-    for folder, entry in rows.items():
-        cells = [cell for name in names for cell in (with_interval(entry[name]), str(entry[name]["n"]))]
-        table.add_row(folder, *cells)
-    pairs = Table(box=None)
+    from q2d2cli.evaluation.metrics import METRICS
+
+    metrics, overall = result["metrics"], list(datasets) == ["all"]
+    extra = [column for column in SPEED_COLUMNS if overall and any(column[0] in codec for codec in result["codecs"])]
+    table = Table(title=title, box=None)
+    for column in ["codec"] if overall else ["dataset", "codec"]:
+        table.add_column(column, no_wrap=True)
+    heads = ["kbit/s", "Nq", "tokens/s"] if overall else []
+    for column in [*heads, *(METRICS[m].title for m in metrics), "n", *(head for _, head, _ in extra)]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for dataset in datasets:
+        for position, codec in enumerate(result["codecs"]):
+            entry, rate = codec["datasets"][dataset], codec["bit_rate"]
+            cells = [codec["name"]] if overall else ["" if position else dataset, codec["name"]]
+            if overall:
+                cells += [number(rate and rate / 1000, 2), number(codec["num_quantizers"], 0)]
+                cells.append(number(codec["tokens_per_second"], 1))
+            cells += [metric_cell(entry[m], METRICS[m].decimals, entry["files"], intervals) for m in metrics]
+            table.add_row(*cells, str(entry["files"]), *(number(codec.get(key), digits) for key, _, digits in extra))
+    return table
+
+
+def pair_table(codec: dict[str, Any]) -> Any:
+    """How a model uses its codebook."""
+    from rich.table import Table
+
+    title = f"{codec['name']}: {codec['codebook_seen']} of {codec['codebook_size']} codes in {codec['frames']} frames"
+    pairs = Table(title=title, box=None)
     for column in ("pair", "entropy, bits", "of", "points used"):
         pairs.add_column(column, justify="right")
-    columns = (result["pair_entropy"], result["pair_entropy_max"], result["pair_utilization"])
-    for number, (entropy, most, used) in enumerate(zip(*columns, strict=True)):
-        pairs.add_row(str(number), f"{entropy:.2f}", f"{most:.2f}", f"{100 * used:.1f}%")
-    console = Console()
-    console.print(table)
-    console.print(pairs)
+    columns = (codec["pair_entropy"], codec["pair_entropy_max"], codec["pair_utilization"])
+    for index, (entropy, most, used) in enumerate(zip(*columns, strict=True)):
+        pairs.add_row(str(index), f"{entropy:.2f}", f"{most:.2f}", f"{100 * used:.1f}%")
+    return pairs
 
 
-def with_interval(entry: dict[str, Any]) -> str:
-    """Mean and 95% interval."""
+def number(value: float | None, decimals: int) -> str:
+    """A number, or a dash."""
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def metric_cell(entry: dict[str, Any], decimals: int, files: int, interval: bool) -> str:
+    """Mean, interval if wanted, and the count where it is not that of the files."""
     if entry["mean"] is None:
         return "-"
-    return f"{entry['mean']:.3f}" + (f" ±{entry['interval95']:.3f}" if entry["interval95"] is not None else "")
+    text = f"{entry['mean']:.{decimals}f}"
+    if interval and entry["interval95"] is not None:
+        text += f" ±{entry['interval95']:.{decimals}f}"
+    return text + (f" (n {entry['n']})" if entry["n"] != files else "")

@@ -11,8 +11,10 @@ import typer
 from q2d2cli.cli.common import Device, Force, Quiet
 from q2d2cli.errors import UsageError
 
-METRICS = ["pesq", "stoi"]
+METRICS = ["pesq", "stoi", "dnsmos", "mel"]
 """What a model card has."""
+PEERS = ["original", "opus:6", "opus:8", "codec2:3200", "codec2:1200"]
+"""What it is compared with, as far as it is installed."""
 
 
 def export(
@@ -46,17 +48,21 @@ def export(
         text = notes.read_text(encoding="utf-8") if notes else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {notes}: {error}") from error
-    from q2d2cli.audio import audio_files
-    from q2d2cli.cli.evaluate import check_metrics, measure
+    from q2d2cli.cli.evaluate import measure
+    from q2d2cli.evaluation.evaluate import find_clips
+    from q2d2cli.evaluation.metrics import check_metrics
     from q2d2cli.training.export import describe
     from q2d2cli.training.export import export as copy
 
     check_metrics(METRICS)
-    audio_files(test)
+    find_clips(test)
     effort = copy(run, folder, with_discriminators)
-    measured = measure(test, METRICS, str(folder), limit, device, quiet)
-    command = f"q2d2 eval --metrics pesq,stoi --model {folder} {test}" + (f" --limit {limit}" if limit else "")
+    specs = [f"q2d2:{folder}", *PEERS]
+    measured = measure(test, METRICS, specs, limit=limit, device=device, quiet=quiet)
+    codecs = " ".join(f"-c {spec}" for spec in specs)
+    command = f"q2d2 eval --metrics {','.join(METRICS)} {codecs} {test}" + (f" --limit {limit}" if limit else "")
     describe(folder, effort, measured, command, text)
     if not quiet:
-        print(f"{folder}: PESQ {measured['pesq']['mean']}, STOI {measured['stoi']['mean']}", file=sys.stderr)
+        scores = measured["codecs"][0]["datasets"]["all"]
+        print(f"{folder}: PESQ {scores['pesq']['mean']}, STOI {scores['stoi']['mean']}", file=sys.stderr)
     return 0

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from q2d2cli.cli.common import Device, Quiet
-from q2d2cli.cli.evaluate import check_metrics
 from q2d2cli.errors import UsageError
 
 
@@ -56,6 +55,8 @@ def train(
         from q2d2cli.training.loop import train as run
     except ImportError as error:
         raise UsageError('training needs more packages: pip install "q2d2[train]"') from error
+    from q2d2cli.evaluation.metrics import check_metrics
+
     check_metrics(settings.validate_metrics)
     best = run(settings, out, device, init, resume, quiet)
     if not quiet:

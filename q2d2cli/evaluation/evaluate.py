@@ -1,85 +1,281 @@
-"""Codec quality over a folder: encode, decode, measure, and count how the codebook is used."""
+"""Scores of codecs over files: in parallel, resumable, and summed up."""
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
+import json
 import math
+import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from q2d2cli.audio import Resampler, read_mono
-from q2d2cli.codec import Codec
-from q2d2cli.errors import Q2D2Error
+from q2d2cli.audio import audio_files, read_original
+from q2d2cli.container.packing import pack, unpack
+from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.codebook import pair_entropies, pair_utilization
-from q2d2cli.evaluation.metrics import METRIC_RATE, METRICS
+from q2d2cli.evaluation.codecs import FolderSubject, Original, Subject, open_subject
+from q2d2cli.evaluation.metrics import METRICS, score
+
+Scores = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A file to score.
+
+    Attributes:
+        path: where it is.
+        name: its path relative to the folder or list it came from.
+    """
+
+    path: Path
+    name: str
+
+    @property
+    def dataset(self) -> str:
+        """The folder it lies in, first level; `.` if in none."""
+        parts = Path(self.name).parts
+        return parts[0] if len(parts) > 1 else "."
+
+    def stamp(self) -> str:
+        """Changes when the file does."""
+        status = self.path.stat()
+        return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+class Row(TypedDict):
+    """One codec on one clip, as it stands in `scores.jsonl`."""
+
+    codec: str
+    clip: str
+    stamp: str
+    dataset: str
+    seconds: float
+    frames: int
+    payload_bits: float | None
+    file_bytes: int | None
+    codes: str | None
+    scores: Scores
+    error: str | None
+
+
+def find_clips(source: Path) -> list[Clip]:
+    """The clips of a folder (recursive), a list (one path per line, relative to the list or not) or a single file.
+
+    Raises:
+        UsageError: if there is no audio.
+    """
+    if source.is_dir():
+        return [Clip(path, str(path.relative_to(source))) for path in audio_files(source)]
+    if source.suffix.lower() not in {".txt", ".lst", ".scp", ".list"}:
+        if not source.is_file():
+            raise UsageError(f"{source} is not there: give a folder of audio, a list (.txt) or a file")
+        return [Clip(source, source.name)]
+    try:
+        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the list {source}: {error}") from error
+    clips = [Clip(path, line.lstrip("/")) for line in lines if line for path in [source.parent / line]]
+    if not clips:
+        raise UsageError(f"no audio found in {source}: the list is empty")
+    return clips
+
+
+def spread(files: Sequence[Path], limit: int | None) -> list[Path]:
+    """At most `limit` of the files of each folder, evenly spaced in sorted order: the same ones every time."""
+    if limit is None:
+        return list(files)
+    chosen: list[Path] = []
+    for folder in sorted({path.parent for path in files}):
+        here = sorted(path for path in files if path.parent == folder)
+        count = min(limit, len(here))
+        chosen += [here[i * len(here) // count] for i in range(count)]
+    return chosen
+
+
+def score_clip(clip: Clip, subjects: Sequence[Subject], metrics: Sequence[str]) -> list[Row]:
+    """Every codec on one clip; failures stand in the rows.
+
+    Raises:
+        Q2D2Error: if the clip itself cannot be read.
+    """
+    audio, rate = read_original(clip.path)
+    rows: list[Row] = []
+    for subject in subjects:
+        row = Row(
+            codec=subject.identity,
+            clip=clip.name,
+            stamp=clip.stamp(),
+            dataset=clip.dataset,
+            seconds=len(audio) / rate,
+            frames=0,
+            payload_bits=None,
+            file_bytes=None,
+            codes=None,
+            scores=dict.fromkeys(metrics),
+            error=None,
+        )
+        try:
+            result = subject.reconstruct(audio, rate, Path(clip.name))
+        except Q2D2Error as error:
+            row["error"] = f"{subject.name}: {error}"
+        else:
+            row["payload_bits"], row["file_bytes"] = result.payload_bits, result.file_bytes
+            if result.indices is not None and subject.sizes is not None:
+                row["frames"] = len(result.indices)
+                row["codes"] = base64.b64encode(pack(result.indices, subject.sizes)).decode()
+            names = [n for n in metrics if METRICS[n].reference_free or not isinstance(subject, Original)]
+            row["scores"] |= score(names, audio, result.audio, rate)
+        rows.append(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to score: enough for another process to do it.
+
+    Attributes:
+        specs: codecs, as `open_subject` takes them.
+        degraded: folder of files decoded elsewhere, or None.
+        metrics: names.
+        device: for neural codecs.
+    """
+
+    specs: tuple[str, ...]
+    degraded: Path | None
+    metrics: tuple[str, ...]
+    device: str
+
+    def open(self) -> list[Subject]:
+        """The codecs, loaded.
+
+        Raises:
+            Q2D2Error: if one cannot run here.
+        """
+        subjects = [open_subject(spec, self.device) for spec in self.specs]
+        return [*subjects, FolderSubject(self.degraded)] if self.degraded else subjects
+
+
+_worker: tuple[list[Subject], Plan]
+
+
+def start_worker(plan: Plan) -> None:
+    """Make a process ready: one thread, since there is one process per core."""
+    import torch
+
+    global _worker
+    torch.set_num_threads(1)
+    _worker = plan.open(), plan
+
+
+def work(clip: Clip) -> list[Row] | str:
+    """Rows of one clip in a ready process, or why it could not be read."""
+    subjects, plan = _worker
+    try:
+        return score_clip(clip, subjects, plan.metrics)
+    except (Q2D2Error, OSError) as error:
+        return str(error)
 
 
 def evaluate(
-    codec: Codec,
-    folder: Path,
-    files: Sequence[Path],
-    metrics: Sequence[str],
+    plan: Plan,
+    subjects: Sequence[Subject],
+    clips: Sequence[Clip],
+    jobs: int = 1,
+    state: Path | None = None,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """Mean metrics of a codec over files.
+) -> tuple[list[Row], list[str]]:
+    """Score every codec on every clip.
 
     Args:
-        codec: the codec.
-        folder: where the files are; results are also grouped by its subfolders (speakers, say).
-        files: audio files below `folder`.
-        metrics: names out of `METRICS`.
-        progress: called with the number of files done.
+        plan: codecs and metrics.
+        subjects: the same codecs, loaded (`plan.open()`).
+        clips: files.
+        jobs: processes.
+        state: JSON-lines file that gets each row as it is done, and whose rows are not done again.
+        progress: called with the number of clips done.
 
     Returns:
-        For each metric its mean, 95% interval (half width) and number of files where it is
-        defined; the same by subfolder; pair entropies in bits and utilization in [0, 1];
-        `skipped` lists files that could not be read.
+        The rows in the order of `clips` and `subjects`, and a reason for each clip that could not be read.
 
     Raises:
-        Q2D2Error: if no file could be read.
+        Q2D2Error: if no clip could be read.
     """
-    scores: list[tuple[str, dict[str, float | None]]] = []
-    indices: list[np.ndarray] = []
+    kept = read_state(state, plan.metrics) if state else {}
+    results: dict[str, list[Row]] = {}
     skipped: list[str] = []
-    seconds = 0.0
-    for done, path in enumerate(files, 1):
-        try:
-            audio = read_mono(path, codec.sample_rate)
-        except Q2D2Error as error:
-            skipped.append(str(error))
-            continue
-        tokens = codec.encode(audio, codec.sample_rate)
-        decoded = codec.decode(tokens).numpy()[0]
-        seconds += tokens.duration
-        indices.append(tokens.indices.numpy()[0])
-        reference, degraded = (
-            Resampler(codec.sample_rate, METRIC_RATE, 1).push(signal[None], last=True)[0] for signal in (audio, decoded)
-        )
-        group = path.relative_to(folder).parts[0] if path.parent != folder else "."
-        scores.append((group, {name: METRICS[name](reference, degraded) for name in metrics}))
+    todo: list[Clip] = []
+    for clip in clips:
+        done = [kept.get((subject.identity, clip.name)) for subject in subjects]
+        rows = [row for row in done if row is not None]
+        if len(rows) == len(done) and clip.path.is_file() and all(row["stamp"] == clip.stamp() for row in rows):
+            results[clip.name] = rows
+        else:
+            todo.append(clip)
+    count = len(clips) - len(todo)
+
+    def take(clip: Clip, outcome: list[Row] | str) -> None:
+        nonlocal count
+        count += 1
+        if isinstance(outcome, str):
+            skipped.append(outcome)
+        else:
+            results[clip.name] = outcome
+            if state:
+                with state.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in outcome)
         if progress:
-            progress(done)
-    if not indices:
-        raise Q2D2Error(f"none of the {len(files)} files could be read: {skipped[0]}")
-    sizes = codec.quantizer.sizes
-    frames = np.concatenate(indices)
-    return {
-        "model": codec.name,
-        "fingerprint": codec.fingerprint.hex(),
-        "files": len(indices),
-        "minutes": round(seconds / 60, 2),
-        "skipped": skipped,
-        **{name: summarize(values[name] for _, values in scores) for name in metrics},
-        "groups": {
-            group: {name: summarize(values[name] for other, values in scores if other == group) for name in metrics}
-            for group in sorted({group for group, _ in scores})
-        },
-        "pair_entropy": [round(entropy, 3) for entropy in pair_entropies(frames, sizes)],
-        "pair_entropy_max": [round(math.log2(size), 3) for size in sizes],
-        "pair_utilization": [round(share, 4) for share in pair_utilization(frames, sizes)],
-    }
+            progress(count)
+
+    if progress:
+        progress(count)
+    if jobs == 1 or len(todo) < 2:
+        global _worker
+        _worker = list(subjects), plan
+        for clip in todo:
+            take(clip, work(clip))
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(jobs, len(todo)), context, start_worker, (plan,)) as pool:
+            running = {pool.submit(work, clip): clip for clip in todo}
+            try:
+                for future in as_completed(running):
+                    take(running[future], future.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    if not results:
+        raise Q2D2Error(f"none of the {len(clips)} files could be read: {skipped[0]}")
+    return [row for clip in clips for row in results.get(clip.name, ())], sorted(skipped)
+
+
+def read_state(state: Path, metrics: Sequence[str]) -> dict[tuple[str, str], Row]:
+    """Finished rows of an earlier run that hold all of these metrics, by codec and clip."""
+    kept: dict[tuple[str, str], Row] = {}
+    if state.exists():
+        for line in state.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+                if not row["error"] and set(metrics) <= set(row["scores"]):
+                    kept[row["codec"], row["clip"]] = row
+            except (ValueError, KeyError, TypeError):
+                continue  # the line at which the earlier run was killed
+    return kept
+
+
+def default_jobs(device: str) -> int:
+    """Processes to use: one per core on a CPU, one on a GPU."""
+    from q2d2cli.codec import pick_device
+
+    return (os.cpu_count() or 1) if pick_device(device).type == "cpu" else 1
 
 
 def summarize(values: Iterable[float | None]) -> dict[str, float | int | None]:
@@ -95,13 +291,87 @@ def summarize(values: Iterable[float | None]) -> dict[str, float | int | None]:
     }
 
 
-def spread(files: Sequence[Path], limit: int | None) -> list[Path]:
-    """At most `limit` of the files of each folder, evenly spaced in sorted order: the same ones every time."""
-    if limit is None:
-        return list(files)
-    chosen: list[Path] = []
-    for folder in sorted({path.parent for path in files}):
-        here = sorted(path for path in files if path.parent == folder)
-        count = min(limit, len(here))
-        chosen += [here[i * len(here) // count] for i in range(count)]
-    return chosen
+def sum_up(plan: Plan, subjects: Sequence[Subject], rows: Sequence[Row], skipped: Sequence[str]) -> dict[str, Any]:
+    """The result of a run.
+
+    Returns:
+        `codecs`: for each codec its name, tokens per frame and second, bit rates (payload and whole file,
+        bit/s), files, failures, use of the codebook, and `datasets`: for each dataset and for `all` the files
+        and for each metric mean, 95% interval and number of files where it is defined.
+    """
+    clips = {row["clip"]: row["seconds"] for row in rows}
+    return {
+        "metrics": list(plan.metrics),
+        "files": len(clips),
+        "minutes": round(sum(clips.values()) / 60, 2),
+        "skipped": list(skipped),
+        "codecs": [sum_up_codec(s, [r for r in rows if r["codec"] == s.identity], plan.metrics) for s in subjects],
+    }
+
+
+def sum_up_codec(subject: Subject, rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, Any]:
+    """The part of the result that belongs to one codec."""
+    good = [row for row in rows if not row["error"]]
+    seconds = sum(row["seconds"] for row in good)
+    datasets = sorted({row["dataset"] for row in rows})  # those of failures, too: the same for every codec
+    groups = {name: [row for row in good if row["dataset"] == name] for name in datasets} if len(datasets) > 1 else {}
+
+    def bits_per_second(bits: Sequence[float | None]) -> float | None:
+        known = [value for value in bits if value is not None]
+        return round(sum(known) / seconds, 1) if known and len(known) == len(bits) else None
+
+    return {
+        "name": subject.name,
+        "identity": subject.identity,
+        "num_quantizers": subject.num_quantizers,
+        "tokens_per_second": subject.token_rate,
+        "bit_rate": bits_per_second([row["payload_bits"] for row in good]),
+        "file_bit_rate": bits_per_second([None if (b := row["file_bytes"]) is None else 8 * b for row in good]),
+        "files": len(good),
+        "failed": sorted({row["error"] for row in rows if row["error"]}),
+        "datasets": {
+            name: {
+                "files": len(part),
+                **{metric: summarize(row["scores"].get(metric) for row in part) for metric in metrics},
+            }
+            for name, part in {**groups, "all": good}.items()
+        },
+        **codebook_use(subject, good),
+    }
+
+
+def codebook_use(subject: Subject, rows: Sequence[Row]) -> dict[str, Any]:
+    """Entropy (bits) and utilization (share of points that occur) of the pairs and the codebook (Table 10)."""
+    if subject.sizes is None or not rows:
+        return {}
+    parts = [unpack(base64.b64decode(row["codes"]), row["frames"], subject.sizes) for row in rows if row["codes"]]
+    indices = np.concatenate(parts)
+    strides = np.cumprod([1, *subject.sizes[:-1]])
+    distinct = len(np.unique(indices @ strides))
+    codebook = math.prod(subject.sizes)
+    return {
+        "frames": len(indices),
+        "pair_entropy": [round(entropy, 3) for entropy in pair_entropies(indices, subject.sizes)],
+        "pair_entropy_max": [round(math.log2(size), 3) for size in subject.sizes],
+        "pair_utilization": [round(share, 4) for share in pair_utilization(indices, subject.sizes)],
+        "codebook_size": codebook,
+        "codebook_seen": distinct,
+        "codebook_utilization": round(distinct / codebook, 4),
+    }
+
+
+def to_csv(result: dict[str, Any], rows: Sequence[Row]) -> str:
+    """One line per codec and clip."""
+    names = {codec["identity"]: codec["name"] for codec in result["codecs"]}
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["dataset", "file", "codec", "seconds", "bit_rate", *result["metrics"], "error"])
+    for row in rows:
+        bits = row["payload_bits"]
+        rate = "" if bits is None else round(bits / row["seconds"], 1)
+        values = ["" if (v := row["scores"].get(m)) is None else round(v, 4) for m in result["metrics"]]
+        name = names[row["codec"]]
+        writer.writerow(
+            [row["dataset"], row["clip"], name, round(row["seconds"], 3), rate, *values, row["error"] or ""]
+        )
+    return out.getvalue()

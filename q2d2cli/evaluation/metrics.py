@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-METRIC_RATE = 16_000
-"""PESQ and STOI are computed at 16 kHz, as in the paper."""
+from q2d2cli.audio import Resampler
+from q2d2cli.errors import UsageError
+
+SPEECH_RATE = 16_000
+"""Rate of all metrics but the mel distance, Hz; the paper's."""
+MEL_RATE = 24_000
+MAX_SECONDS = 30.0
+"""Longest piece that PESQ and the networks see: P.862 is not defined for more, and memory stays bounded."""
+UTMOS_VARIABLE = "Q2D2_UTMOS_WEIGHTS"
+"""Environment variable that names UTMOS's weights."""
+UTMOS_REPOSITORY = "Blinorot/UTMOS-PyTorch"
+UTMOS_FILE = "utmos_state_dict.pt"
 
 
 def pesq(reference: np.ndarray, degraded: np.ndarray) -> float | None:
@@ -18,21 +35,235 @@ def pesq(reference: np.ndarray, degraded: np.ndarray) -> float | None:
     from pesq.cypesq import BufferTooShortError
 
     try:
-        return float(measure(METRIC_RATE, reference, degraded, "wb"))
+        score = float(measure(SPEECH_RATE, reference, degraded, "wb"))
     except (NoUtterancesError, BufferTooShortError):
         return None
+    return score if math.isfinite(score) else None
 
 
 def stoi(reference: np.ndarray, degraded: np.ndarray) -> float | None:
     """STOI of two `(samples,)` signals at 16 kHz; None where it is not defined (under 0.4 s of speech)."""
     from pystoi import stoi as measure
 
+    if not reference.any():
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
-            return float(measure(reference, degraded, METRIC_RATE))
-        except RuntimeWarning:
+            return float(measure(reference, degraded, SPEECH_RATE))
+        except (RuntimeWarning, ValueError):
             return None
 
 
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {"pesq": pesq, "stoi": stoi}
+def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float | None:
+    """Scale-invariant signal-to-distortion ratio of two `(samples,)` signals in dB (Le Roux et al., 2019).
+
+    None for silence; at most 100 dB, since a perfect copy has no distortion.
+    """
+    a, b = (x.astype(np.float64) - x.mean(dtype=np.float64) for x in (reference, degraded))
+    energy = a @ a
+    if energy < 1e-9:
+        return None
+    target = (a @ b) / energy * a
+    return float(10 * np.log10(max(target @ target, 1e-20) / max(np.sum((b - target) ** 2), energy * 1e-10)))
+
+
+def mel(reference: np.ndarray, degraded: np.ndarray) -> float | None:
+    """L1 distance of natural-log mel spectrograms of two `(samples,)` signals at 24 kHz.
+
+    100 bands, window 1024, hop 256, magnitudes, floor 1e-5: the spectrogram of Vocos and WavTokenizer.
+    """
+    import librosa
+
+    spectra = [
+        librosa.feature.melspectrogram(
+            y=x,
+            sr=MEL_RATE,
+            n_fft=1024,
+            hop_length=256,
+            n_mels=100,
+            power=1.0,
+            norm=None,
+            htk=True,
+            pad_mode="constant",
+        )
+        for x in (reference, degraded)
+    ]
+    return float(np.abs(np.log(np.maximum(spectra[0], 1e-5)) - np.log(np.maximum(spectra[1], 1e-5))).mean())
+
+
+def utmos(_: np.ndarray, degraded: np.ndarray) -> float | None:
+    """UTMOS22 strong learner of a `(samples,)` signal at 16 kHz; None under 0.1 s."""
+    import torch
+
+    if len(degraded) < SPEECH_RATE // 10:
+        return None
+    with torch.inference_mode():
+        return float(load_utmos()(torch.from_numpy(degraded)[None]).squeeze())
+
+
+def utmos_weights() -> Path | None:
+    """UTMOS's weights: from the environment variable `Q2D2_UTMOS_WEIGHTS`, the Hub's cache or the Hub; None if nowhere.
+
+    Raises:
+        UsageError: if the variable names a file that is not there.
+    """
+    if named := os.environ.get(UTMOS_VARIABLE):
+        if not Path(named).is_file():
+            raise UsageError(f"no UTMOS weights at {named}: check --utmos-weights or {UTMOS_VARIABLE}")
+        return Path(named)
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils.logging import set_verbosity_error
+
+    if isinstance(cached := try_to_load_from_cache(UTMOS_REPOSITORY, UTMOS_FILE), str):
+        return Path(cached)
+    set_verbosity_error()  # a warning for each retry
+    try:
+        return Path(hf_hub_download(UTMOS_REPOSITORY, UTMOS_FILE))
+    except (OSError, HfHubHTTPError, ValueError):  # offline, in all its forms
+        return None
+
+
+@lru_cache(maxsize=1)
+def load_utmos() -> Callable[[Any], Any]:
+    """The network, once per process.
+
+    Raises:
+        UsageError: if its weights are no such weights.
+    """
+    from utmos_pytorch import UTMOSScoreTorch
+
+    weights = utmos_weights()
+    assert weights is not None  # the command looks for them first
+    try:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # about weight_norm
+            model = UTMOSScoreTorch(str(weights))
+    except Exception as error:  # whatever a file that is not UTMOS makes torch raise
+        raise UsageError(f"{weights} does not hold UTMOS's weights: get {UTMOS_FILE} of {UTMOS_REPOSITORY}") from error
+    model.eval()
+    return model.score
+
+
+def dnsmos(_: np.ndarray, degraded: np.ndarray) -> float | None:
+    """DNSMOS P.835 overall score of a `(samples,)` signal at 16 kHz; None for nothing at all.
+
+    As the package does, signals shorter than 9 s are repeated.
+    """
+    from speechmos import dnsmos as package
+
+    if not len(degraded):
+        return None
+    # The package refuses what a decoder may overshoot.
+    return float(package.run(degraded.clip(-1.0, 1.0), SPEECH_RATE)["ovrl_mos"])
+
+
+def vuv_f1(reference: np.ndarray, degraded: np.ndarray) -> float | None:
+    """F1 score of voiced frames of two `(samples,)` signals at 16 kHz, as WavTokenizer (after CARGAN) computes it.
+
+    A frame of 10 ms is voiced if CREPE's periodicity is at least 0.21 and its perceptually weighted level
+    at least -60 dB. None where neither signal has a voiced frame.
+    """
+    if min(len(reference), len(degraded)) < 1024:
+        return None
+    a, b = voiced(reference), voiced(degraded)
+    total = int(a.sum()) + int(b.sum())
+    return 2 * int((a & b).sum()) / total if total else None
+
+
+def voiced(audio: np.ndarray) -> np.ndarray:
+    """`(samples,)` at 16 kHz to `(frames,)` bool: which frames of 10 ms are voiced."""
+    return _voiced(np.ascontiguousarray(audio, np.float32).tobytes())
+
+
+@lru_cache(maxsize=8)
+def _voiced(samples: bytes) -> np.ndarray:
+    # Cached: the reference is the same for every codec, and CREPE is by far the dearest metric.
+    import librosa
+    import torch
+    import torchcrepe
+
+    audio = np.frombuffer(samples, np.float32)
+    _, periodicity = torchcrepe.predict(
+        torch.from_numpy(audio.copy())[None],
+        torchcrepe.SAMPLE_RATE,
+        fmin=50.0,
+        fmax=550.0,
+        model="full",
+        return_periodicity=True,
+        batch_size=512,
+        pad=False,
+    )
+    n_fft = torchcrepe.WINDOW_SIZE
+    spectrum = librosa.stft(audio, n_fft=n_fft, hop_length=torchcrepe.SAMPLE_RATE // 100, center=False)
+    frequencies = librosa.fft_frequencies(sr=torchcrepe.SAMPLE_RATE, n_fft=n_fft)
+    with np.errstate(divide="ignore"):  # the weight of 0 Hz
+        level = librosa.perceptual_weighting(np.abs(spectrum) ** 2, frequencies) - torchcrepe.loudness.REF_DB
+    return (periodicity[0].numpy() >= 0.21) & (level.mean(axis=0) >= -60.0)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric is and how to compute it.
+
+    Attributes:
+        title: for tables, with its unit.
+        score: reference and degraded `(samples,)` float32 of equal length to a value, or None where not defined.
+        packages: modules it needs.
+        rate: of both signals, Hz.
+        reference_free: does not look at the reference, so that the recordings themselves have a score too.
+        higher_is_better: direction.
+        decimals: that mean something.
+        max_seconds: longer signals are cut into equal pieces no longer than this, whose scores are averaged.
+    """
+
+    title: str
+    score: Callable[[np.ndarray, np.ndarray], float | None]
+    packages: tuple[str, ...]
+    rate: int = SPEECH_RATE
+    reference_free: bool = False
+    higher_is_better: bool = True
+    decimals: int = 3
+    max_seconds: float | None = None
+
+
+METRICS: dict[str, Metric] = {
+    "utmos": Metric("UTMOS", utmos, ("utmos_pytorch",), reference_free=True, max_seconds=MAX_SECONDS),
+    "dnsmos": Metric("DNSMOS", dnsmos, ("speechmos", "onnxruntime", "librosa"), reference_free=True),
+    "pesq": Metric("PESQ", pesq, ("pesq",), max_seconds=MAX_SECONDS),
+    "stoi": Metric("STOI", stoi, ("pystoi",)),
+    "vuv_f1": Metric("V/UV F1", vuv_f1, ("torchcrepe", "librosa"), max_seconds=MAX_SECONDS),
+    "si_sdr": Metric("SI-SDR, dB", si_sdr, (), decimals=2),
+    "mel": Metric("mel", mel, ("librosa",), rate=MEL_RATE, higher_is_better=False),
+}
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Raise UsageError if a metric is unknown or its package is missing."""
+    for name in names:
+        if name not in METRICS:
+            raise UsageError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}")
+        if any(importlib.util.find_spec(package) is None for package in METRICS[name].packages):
+            raise UsageError(f'metric {name!r} needs more packages: pip install "q2d2[eval]"')
+
+
+def score(names: Sequence[str], reference: np.ndarray, degraded: np.ndarray, rate: int) -> dict[str, float | None]:
+    """Metrics of two `(samples,)` signals of equal length at any rate; None where one is not defined."""
+    resampled: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    scores: dict[str, float | None] = {}
+    for name in names:
+        metric = METRICS[name]
+        if metric.rate not in resampled:
+            a, b = (Resampler(rate, metric.rate, 1).push(x[None], last=True)[0] for x in (reference, degraded))
+            resampled[metric.rate] = a, b
+        scores[name] = in_pieces(metric, *resampled[metric.rate])
+    return scores
+
+
+def in_pieces(metric: Metric, reference: np.ndarray, degraded: np.ndarray) -> float | None:
+    """A metric of two `(samples,)` signals at its rate, over equal pieces if they are long."""
+    longest = None if metric.max_seconds is None else int(metric.max_seconds * metric.rate)
+    count = 1 if longest is None else max(1, -(-len(reference) // longest))
+    pieces = zip(np.array_split(reference, count), np.array_split(degraded, count), strict=True)
+    values = [value for a, b in pieces if (value := metric.score(a, b)) is not None]
+    return float(np.mean(values)) if values else None

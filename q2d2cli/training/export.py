@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from q2d2cli import checkpoints
 from q2d2cli.errors import UsageError
+from q2d2cli.evaluation.metrics import METRICS
 from q2d2cli.files import atomic_output
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.training.config import LOG_NAME
@@ -61,12 +63,13 @@ def describe(folder: Path, effort: Effort, measured: dict[str, Any], command: st
     Args:
         folder: the checkpoint.
         effort: what training took.
-        measured: result of `evaluation.evaluate.evaluate`.
+        measured: result of `evaluation.evaluate.sum_up`, the model its first codec.
         command: how to measure it again.
         notes: Markdown on data, licences and limits, appended to the card.
     """
     checkpoint = checkpoints.open_checkpoint(folder)
-    metrics = {name: measured[name]["mean"] for name in ("pesq", "stoi")}
+    scores = measured["codecs"][0]["datasets"]["all"]
+    metrics = {name: scores[name]["mean"] for name in measured["metrics"]}
     checkpoints.write_config(folder, checkpoint.config, metrics)
     card = model_card(checkpoint.config, checkpoint.weights.stat().st_size, effort, measured, command, notes)
     with atomic_output(folder / checkpoints.CARD_NAME) as file:
@@ -78,11 +81,21 @@ def model_card(
 ) -> str:
     """The card's text."""
     spec = config.quantizer.spec()
-    rows = {**measured["groups"], "**all**": measured}
-    table = "\n".join(
-        f"| {name} | {cell(row['pesq'])} | {cell(row['stoi'])} | {row['stoi']['n']} |" for name, row in rows.items()
+    own, *others = measured["codecs"]
+    titles = [METRICS[name].title for name in measured["metrics"]]
+    datasets = "\n".join(
+        row(f"**{name}**" if name == "all" else name, entry, measured["metrics"])
+        for name, entry in own["datasets"].items()
     )
-    columns = (spec.sizes, measured["pair_entropy"], measured["pair_entropy_max"], measured["pair_utilization"])
+    beside = "\n".join(
+        row(
+            f"{codec['name']} | " + ("–" if codec["bit_rate"] is None else f"{codec['bit_rate'] / 1000:.2f}"),
+            codec["datasets"]["all"],
+            measured["metrics"],
+        )
+        for codec in (own, *others)
+    )
+    columns = (spec.sizes, own["pair_entropy"], own["pair_entropy_max"], own["pair_utilization"])
     pairs = "\n".join(
         f"| {number} | {points} | {entropy:.2f} of {most:.2f} bits ({100 * entropy / most:.0f}%) | {100 * used:.1f}% |"
         for number, (points, entropy, most, used) in enumerate(zip(*columns, strict=True))
@@ -95,17 +108,23 @@ def model_card(
 | tokens | {config.frame_rate:.1f} per second, codebook of {spec.codebook_size} |
 | quantizer | {spec.kind} grids, levels {",".join(map(str, spec.levels))} |
 | audio | {config.sample_rate} Hz inside, one frame per {config.hop} samples; any rate in and out |
-| weights | {size / 1e6:.1f} MB, 16-bit safetensors, fingerprint `{measured["fingerprint"]}` |
+| weights | {size / 1e6:.1f} MB, 16-bit safetensors, fingerprint `{own["identity"].removeprefix("q2d2:")}` |
 | training | {effort.steps} steps, {effort.minutes / 60:.1f} hours |
 
 ## Measured quality
 
 On speakers never trained on: {measured["files"]} files, {measured["minutes"]} minutes.
-PESQ is wide-band; both at 16 kHz; mean and 95% interval over files.
+Mean and 95% interval over files, metrics at 16 kHz, PESQ wide-band.
 
-| speaker or source | PESQ | STOI | files |
-|---|---|---|---|
-{table}
+| speaker or source | {" | ".join(titles)} | files |
+|---|{"---|" * len(titles)}---|
+{datasets}
+
+The same files through other codecs:
+
+| codec | kbit/s | {" | ".join(titles)} | files |
+|---|---|{"---|" * len(titles)}---|
+{beside}
 
 | pair | points | entropy | points used |
 |---|---|---|---|
@@ -119,8 +138,15 @@ Measured with
 """
 
 
-def cell(entry: dict[str, Any]) -> str:
+def row(start: str, entry: dict[str, Any], metrics: Sequence[str]) -> str:
+    """A line of a table: means and intervals of one dataset."""
+    cells = [cell(entry[name], METRICS[name].decimals) for name in metrics]
+    return f"| {start} | {' | '.join(cells)} | {entry['files']} |"
+
+
+def cell(entry: dict[str, Any], decimals: int) -> str:
     """Mean and interval for a table."""
     if entry["mean"] is None:
-        return "not defined"
-    return f"{entry['mean']:.3f}" + (f" ± {entry['interval95']:.3f}" if entry["interval95"] is not None else "")
+        return "–"
+    half = entry["interval95"]
+    return f"{entry['mean']:.{decimals}f}" + (f" ± {half:.{decimals}f}" if half is not None else "")

@@ -19,12 +19,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from q2d2cli import checkpoints
-from q2d2cli.audio import Resampler
 from q2d2cli.codec import pick_device
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.codebook import pair_entropies
 from q2d2cli.evaluation.evaluate import summarize
-from q2d2cli.evaluation.metrics import METRIC_RATE, METRICS
+from q2d2cli.evaluation.metrics import score
 from q2d2cli.files import atomic_output, make_folder
 from q2d2cli.models.model import CodecModel
 from q2d2cli.training.config import CONFIG_NAME, LOG_NAME, TrainConfig, to_yaml
@@ -207,14 +206,12 @@ class Trainer:
 
     def measure(self, reference: Tensor, estimate: Tensor) -> dict[str, float | None]:
         """Mean of each of the configuration's metrics over `(batch, samples)` pairs, None where undefined."""
-        rate = self.config.model.sample_rate
-        pairs = [
-            [Resampler(rate, METRIC_RATE, 1).push(x[None].float().cpu().numpy(), last=True)[0] for x in pair]
-            for pair in zip(reference, estimate, strict=True)
+        names, rate = self.config.validate_metrics, self.config.model.sample_rate
+        rows = [
+            score(names, a.float().cpu().numpy(), b.float().cpu().numpy(), rate)
+            for a, b in zip(reference, estimate, strict=True)
         ]
-        return {
-            name: summarize(METRICS[name](*pair) for pair in pairs)["mean"] for name in self.config.validate_metrics
-        }
+        return {name: summarize(row[name] for row in rows)["mean"] for name in names}
 
     def add_minutes(self, minutes: float) -> None:
         """Count time; the first process's clock decides for all, so that all agree where the run stands."""

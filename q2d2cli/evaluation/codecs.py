@@ -1,0 +1,307 @@
+"""Codecs to compare: q2d2's own models, external programs, and files decoded elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+from q2d2cli.audio import read_mono
+from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.files import check_input
+
+FRAME_SECONDS = 0.04
+"""By how much a pair of files may differ in length: the longest frame of common codecs."""
+TOOL_SECONDS = 600
+"""An external program that takes longer for one file is stopped."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What came out of a codec for one signal.
+
+    Attributes:
+        audio: `(samples,)` float32 at the rate and of the length of the input.
+        payload_bits: coded audio, without headers; None if not known.
+        file_bytes: of the whole file; None if there is none.
+        indices: `(frames, pairs)` int64, the points chosen; None for other codecs.
+    """
+
+    audio: np.ndarray
+    payload_bits: float | None = None
+    file_bytes: int | None = None
+    indices: np.ndarray | None = None
+
+
+class Subject(ABC):
+    """What is under test: a codec, or files that one has decoded.
+
+    Attributes:
+        name: in tables; tells its settings.
+        identity: changes whenever results would.
+        num_quantizers: tokens per frame (N_q), None if it has no tokens.
+        token_rate: tokens per second, None if it has none.
+        sizes: points of each pair's grid, None for other codecs.
+    """
+
+    name: str
+    identity: str
+    num_quantizers: int | None = None
+    token_rate: float | None = None
+    sizes: tuple[int, ...] | None = None
+
+    @abstractmethod
+    def reconstruct(self, audio: np.ndarray, rate: int, relative: Path) -> Reconstruction:
+        """What becomes of `(samples,)` float32 at `rate` Hz, read from the file `relative` to its folder.
+
+        Raises:
+            Q2D2Error: if it fails.
+        """
+
+
+class CodecSubject(Subject):
+    """A codec that can run here."""
+
+    @abstractmethod
+    def encode(self, audio: np.ndarray, rate: int) -> Any:
+        """`(samples,)` float32 at `rate` Hz to whatever `decode` takes.
+
+        Raises:
+            Q2D2Error: if it fails.
+        """
+
+    @abstractmethod
+    def decode(self, encoded: Any, rate: int, num_samples: int) -> Reconstruction:
+        """Back to `num_samples` samples at `rate`.
+
+        Raises:
+            Q2D2Error: if it fails.
+        """
+
+    def reconstruct(self, audio: np.ndarray, rate: int, relative: Path) -> Reconstruction:
+        """Encode and decode."""
+        return self.decode(self.encode(audio, rate), rate, len(audio))
+
+
+class Original(Subject):
+    """The recordings themselves, for metrics that need no reference (the paper's ground truth row)."""
+
+    name = identity = "original"
+
+    def reconstruct(self, audio: np.ndarray, rate: int, relative: Path) -> Reconstruction:
+        """Nothing to do."""
+        return Reconstruction(audio)
+
+
+class Q2D2Subject(CodecSubject):
+    """One of this project's models.
+
+    Args:
+        model: as `Codec.from_pretrained` takes it.
+        device: the same.
+    """
+
+    def __init__(self, model: str, device: str) -> None:
+        from q2d2cli.codec import Codec
+
+        self.codec = Codec.from_pretrained(model, device)
+        self.name = self.codec.name
+        self.identity = f"q2d2:{self.codec.fingerprint.hex()}"
+        self.num_quantizers = 1
+        self.token_rate = self.codec.frame_rate
+        self.sizes = self.codec.quantizer.sizes
+
+    def encode(self, audio: np.ndarray, rate: int) -> Any:
+        """To `Tokens`."""
+        return self.codec.encode(audio, rate)
+
+    def decode(self, encoded: Any, rate: int, num_samples: int) -> Reconstruction:
+        """From `Tokens`; the file's size is that of its .q2d file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "speech.q2d"
+            encoded.save(path)
+            size = path.stat().st_size
+        audio = self.codec.decode(encoded).numpy()[0]
+        return Reconstruction(audio, encoded.bit_rate * encoded.duration, size, encoded.indices.numpy()[0])
+
+
+@dataclass(frozen=True)
+class Tool:
+    """How ffmpeg runs a codec.
+
+    Attributes:
+        options: of the encoder; `{}` is the setting after the colon.
+        suffix: of its files.
+        rate: the codec's own, Hz.
+        delay: seconds by which the decoded audio comes late: the shift at which STOI is highest.
+        settings: those that it knows, kbit/s or bit/s; None for any.
+    """
+
+    options: str
+    suffix: str
+    rate: int
+    delay: float = 0.0
+    settings: tuple[str, ...] | None = None
+
+
+TOOLS = {
+    "opus": Tool("-c:a libopus -application voip -b:a {}k", ".ogg", 24_000),
+    "codec2": Tool(
+        "-c:a libcodec2 -mode {}", ".c2", 8_000, 0.020, ("3200", "2400", "1600", "1400", "1300", "1200", "700", "700B")
+    ),
+    "speex": Tool("-c:a libspeex -b:a {}k", ".spx", 16_000, 0.015),
+}
+
+
+class ToolSubject(CodecSubject):
+    """A codec in a program of its own, through ffmpeg.
+
+    Args:
+        kind: a key of `TOOLS`.
+        setting: its bit rate (kbit/s; codec2: mode, bit/s).
+
+    Raises:
+        UsageError: if there is no such setting.
+        Q2D2Error: if ffmpeg is not here.
+    """
+
+    def __init__(self, kind: str, setting: str) -> None:
+        self.tool = TOOLS[kind]
+        if self.tool.settings and setting not in self.tool.settings:
+            raise UsageError(f"{kind} has no mode {setting!r}: choose from {', '.join(self.tool.settings)}")
+        if not self.tool.settings and not is_rate(setting):
+            raise UsageError(f"{kind}:{setting} is not a bit rate: write kbit/s, as in {kind}:8")
+        if not shutil.which("ffmpeg") or not shutil.which("ffprobe"):
+            raise Q2D2Error(f"{kind} needs ffmpeg: install it, or leave --codec {kind}:{setting} out")
+        self.name = f"{kind} {setting}" + ("" if self.tool.settings else " kbit/s")
+        self.identity = f"{kind}:{setting}"
+        self.options = self.tool.options.format(setting).split()
+
+    def encode(self, audio: np.ndarray, rate: int) -> bytes:
+        """To the bytes of the tool's file."""
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder) / "in.wav", Path(folder) / f"out{self.tool.suffix}"
+            soundfile.write(source, soxr.resample(audio, rate, self.tool.rate), self.tool.rate, "PCM_16")
+            run_tool(["ffmpeg", "-v", "error", "-y", "-i", str(source), *self.options, str(target)], self.name)
+            return target.read_bytes()
+
+    def decode(self, encoded: bytes, rate: int, num_samples: int) -> Reconstruction:
+        """From those bytes; the known delay is taken out."""
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder) / f"in{self.tool.suffix}", Path(folder) / "out.wav"
+            source.write_bytes(encoded)
+            run_tool(["ffmpeg", "-v", "error", "-y", "-i", str(source), "-ac", "1", str(target)], self.name)
+            packets = run_tool(
+                ["ffprobe", "-v", "error", "-show_entries", "packet=size", "-of", "csv=p=0", str(source)], self.name
+            )
+            decoded, own_rate = soundfile.read(target, dtype="float32")
+        audio = soxr.resample(decoded[round(self.tool.delay * own_rate) :], own_rate, rate)
+        payload = 8.0 * sum(int(size.strip(",")) for size in packets.split())
+        return Reconstruction(fit(audio, num_samples), payload, len(encoded))
+
+
+def run_tool(command: list[str], name: str) -> str:
+    """Standard output of a program.
+
+    Raises:
+        Q2D2Error: if it fails or hangs.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=TOOL_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Q2D2Error(f"{name} failed: {error}") from error
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise Q2D2Error(f"{name} failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
+    return done.stdout.decode(errors="replace")
+
+
+class FolderSubject(Subject):
+    """Files that some other codec has decoded, in a folder of the same shape.
+
+    Args:
+        folder: of the degraded files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.name or str(folder)
+        self.identity = f"folder:{folder.resolve()}"
+
+    def reconstruct(self, audio: np.ndarray, rate: int, relative: Path) -> Reconstruction:
+        """The degraded counterpart of a reference.
+
+        Raises:
+            UsageError: if it is not there.
+            Q2D2Error: if its length differs by more than a frame (40 ms).
+        """
+        path = self.find(relative)
+        degraded = read_mono(path, rate)
+        lengths = [len(x) / rate for x in (degraded, audio)]
+        if abs(lengths[0] - lengths[1]) > FRAME_SECONDS:
+            raise Q2D2Error(f"{path} lasts {lengths[0]:.2f} s and its reference {lengths[1]:.2f} s: not the same clip")
+        return Reconstruction(fit(degraded, len(audio)))
+
+    def find(self, relative: Path) -> Path:
+        """The file of this name, whatever its format.
+
+        Raises:
+            UsageError: if there is none.
+        """
+        path = self.folder / relative
+        if path.is_file():
+            return path
+        for candidate in sorted(path.parent.glob(f"{path.stem}.*")) if path.parent.is_dir() else ():
+            if candidate.is_file():
+                return candidate
+        check_input(path)
+        raise AssertionError
+
+
+def is_rate(text: str) -> bool:
+    """Whether this is a positive number."""
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False
+
+
+def fit(audio: np.ndarray, num_samples: int) -> np.ndarray:
+    """Cut or fill with zeros to `num_samples`."""
+    return np.pad(audio[:num_samples], (0, max(0, num_samples - len(audio)))).astype(np.float32)
+
+
+def open_subject(spec: str, device: str) -> Subject:
+    """A codec from its description.
+
+    Args:
+        spec: `q2d2:NAME`, `opus:6`, `codec2:3200`, `speex:8`, `encodec:6`, `dac`, `mimi:8`, `snac` or `original`.
+        device: for neural codecs: `auto`, `cpu`, `cuda`.
+
+    Raises:
+        UsageError: if it is unknown.
+        Q2D2Error: if it cannot run here.
+    """
+    kind, _, setting = spec.partition(":")
+    if kind == "original":
+        return Original()
+    if kind == "q2d2":
+        from q2d2cli import DEFAULT_MODEL
+
+        return Q2D2Subject(setting or DEFAULT_MODEL, device)
+    if kind in TOOLS:
+        return ToolSubject(kind, setting)
+    from q2d2cli.evaluation.peers import PEERS
+
+    if kind in PEERS:
+        return PEERS[kind](setting, device)
+    known = ", ".join(["q2d2:NAME", *(f"{name}:RATE" for name in TOOLS), *PEERS, "original"])
+    raise UsageError(f"unknown codec {spec!r}: choose from {known}")

@@ -1,0 +1,147 @@
+"""Plots of an evaluation: SVG that takes the page's text colour, so that light and dark pages both work."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from q2d2cli.evaluation.evaluate import Row
+from q2d2cli.evaluation.metrics import METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#d55e00", "#0f82c4", "#009e73", "#c466a0", "#b8860b", "#5a6fd0", "#8a8a8a")
+"""Told apart with any kind of colour vision, on white and on black (after Okabe and Ito)."""
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+INK = "#010203"
+"""Stands for the page's text colour."""
+SPECTROGRAM_DB = 80.0
+
+
+def new_figure(width: float, height: float, panels: int) -> tuple[Figure, list[Any]]:
+    """A figure of this size in inches with panels side by side, in ink on nothing."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 10,
+    }
+    with rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+    for axis in axes:
+        axis.grid(alpha=0.25, linewidth=0.6, color=INK)
+        axis.set_axisbelow(True)
+    return figure, list(axes)
+
+
+def to_svg(figure: Figure, standalone: bool = False) -> str:
+    """The figure as SVG, text kept as text; standalone, as a file of its own that follows the reader's theme."""
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "q2d2", "font.family": "sans-serif"}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    if standalone:
+        style = "<style>svg{color:#222}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
+        start = svg.index(">") + 1
+        svg = svg[:start] + style + svg[start:]
+    return svg
+
+
+def rate_quality(result: dict[str, Any]) -> Figure | None:
+    """Mean and 95% interval of each metric against the payload's bit rate; None if no codec has one."""
+    codecs = [codec for codec in result["codecs"] if codec["bit_rate"]]
+    metrics = [m for m in result["metrics"] if any(c["datasets"]["all"][m]["mean"] is not None for c in codecs)]
+    if not codecs or not metrics:
+        return None
+    figure, axes = new_figure(max(4.6, 3.5 * len(metrics)), 3.4, len(metrics))
+    originals = [codec for codec in result["codecs"] if codec["identity"] == "original"]
+    for axis, metric in zip(axes, metrics, strict=True):
+        for number, codec in enumerate(codecs):
+            entry = codec["datasets"]["all"][metric]
+            if entry["mean"] is None:
+                continue
+            axis.errorbar(
+                codec["bit_rate"] / 1000,
+                entry["mean"],
+                yerr=entry["interval95"] or 0.0,
+                fmt=MARKERS[number % len(MARKERS)],
+                color=COLOURS[number % len(COLOURS)],
+                markersize=7,
+                capsize=3,
+                label=codec["name"],
+            )
+        for codec in originals:
+            if (mean := codec["datasets"]["all"][metric]["mean"]) is not None:
+                axis.axhline(mean, linestyle="--", linewidth=1, color=INK, alpha=0.6)
+                axis.annotate(
+                    "recordings", (1, mean), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+                )
+        axis.set_xlabel("kbit/s")
+        axis.set_ylabel(METRICS[metric].title + ("" if METRICS[metric].higher_is_better else " (lower is better)"))
+        axis.set_xlim(left=0)
+        axis.margins(y=0.15)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, labelcolor=INK)
+    return figure
+
+
+def distributions(result: dict[str, Any], rows: Sequence[Row]) -> Figure | None:
+    """Distribution of each metric over clips, a box per codec; None if nothing was scored."""
+    metrics = [m for m in result["metrics"] if any(row["scores"].get(m) is not None for row in rows)]
+    if not metrics:
+        return None
+    scored = {row["codec"] for row in rows if any(row["scores"].get(m) is not None for m in metrics)}
+    codecs = [codec for codec in result["codecs"] if codec["identity"] in scored]
+    figure, axes = new_figure(max(4.6, 3.5 * len(metrics)), 1.2 + 0.42 * len(codecs), len(metrics))
+    for axis, metric in zip(axes, metrics, strict=True):
+        values = [
+            [v for row in rows if row["codec"] == c["identity"] and (v := row["scores"].get(metric)) is not None]
+            for c in codecs
+        ]
+        boxes = axis.boxplot(
+            values,
+            orientation="horizontal",
+            widths=0.6,
+            patch_artist=True,
+            flierprops={"marker": ".", "markersize": 3, "markeredgecolor": INK, "alpha": 0.5},
+            medianprops={"color": INK},
+            whiskerprops={"color": INK},
+            capprops={"color": INK},
+        )
+        for number, box in enumerate(boxes["boxes"]):
+            box.set(facecolor=COLOURS[number % len(COLOURS)], alpha=0.75, edgecolor=INK)
+        axis.set_yticks(
+            range(1, len(codecs) + 1), [c["name"] for c in codecs] if axis is axes[0] else [""] * len(codecs)
+        )
+        axis.invert_yaxis()
+        axis.set_xlabel(METRICS[metric].title)
+    return figure
+
+
+def spectrogram(audio: np.ndarray, rate: int) -> str:
+    """Spectrogram of `(samples,)` up to 12 kHz as a PNG data address, 80 dB deep, time to the right."""
+    from matplotlib import image
+    from scipy.signal import stft
+
+    _, _, spectrum = stft(audio, rate, nperseg=512 * rate // 16_000 or 1, noverlap=None, padded=True)
+    level = 20 * np.log10(np.abs(spectrum) + 1e-7)
+    level = level[: int(len(level) * min(1.0, 24_000 / rate))]
+    out = io.BytesIO()
+    image.imsave(out, level[::-1], vmin=-20 - SPECTROGRAM_DB, vmax=-20, cmap="magma", format="png")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

@@ -1,0 +1,238 @@
+"""The HTML report of an evaluation: one file with tables, plots, spectrograms and audio in it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from q2d2cli.audio import read_original
+from q2d2cli.errors import Q2D2Error
+from q2d2cli.evaluation.codecs import Original, Subject
+from q2d2cli.evaluation.evaluate import Clip, Row
+from q2d2cli.evaluation.metrics import METRICS
+from q2d2cli.evaluation.plots import distributions, rate_quality, spectrogram, to_svg
+
+EXAMPLE_SECONDS = 10.0
+"""At most so much of a clip is put into the report."""
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1d2129;--soft:#5c6370;--line:#d9dce3;--paper:#fff;--panel:#f6f7f9;--accent:#0f6fb0}
+@media(prefers-color-scheme:dark){:root{--ink:#e4e6eb;--soft:#9aa1ad;--line:#343a46;--paper:#14171c;--panel:#1c2027;
+--accent:#6ab7ec}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+main{max-width:1120px;margin:0 auto;padding:2.5rem 1.25rem 4rem}
+h1{font-size:1.7rem;margin:0 0 .25rem}h2{font-size:1.2rem;margin:2.6rem 0 .8rem}h3{font-size:1rem;margin:1.6rem 0 .5rem}
+p{color:var(--soft);margin:.25rem 0 1rem;max-width:75ch}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem}
+th,td{padding:.4rem .7rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th{font-weight:600;color:var(--soft)}th:first-child,td:first-child{text-align:left}
+td small{color:var(--soft);font-size:.8em}td.best{font-weight:650;color:var(--accent)}
+svg{max-width:100%;height:auto}
+details{border:1px solid var(--line);border-radius:8px;padding:.6rem .9rem;margin:.8rem 0;background:var(--panel)}
+summary{cursor:pointer;font-weight:600}
+.clips{display:grid;grid-template-columns:repeat(auto-fill,minmax(250px,1fr));gap:.9rem}
+figure{margin:0;background:var(--panel);border:1px solid var(--line);border-radius:8px;overflow:hidden}
+figure img{display:block;width:100%;height:130px;object-fit:fill}
+figcaption{padding:.5rem .7rem .2rem;font-size:.9rem;font-weight:600}
+figure div{padding:0 .7rem;color:var(--soft);font-size:.8rem;min-height:1.3em}
+audio{display:block;width:calc(100% - 1.4rem);margin:.4rem .7rem .7rem;height:34px}
+"""
+
+
+def write_report(
+    result: dict[str, Any], rows: Sequence[Row], subjects: Sequence[Subject], clips: Sequence[Clip]
+) -> str:
+    """The report.
+
+    Args:
+        result: of `evaluate.sum_up`.
+        rows: of `evaluate.evaluate`.
+        subjects: the codecs; they run once more on the example clips.
+        clips: all clips.
+
+    Returns:
+        HTML that needs nothing else.
+    """
+    parts = [
+        f"<h1>{len(result['codecs'])} codecs, {result['files']} clips</h1>",
+        f"<p>{result['minutes']} minutes of audio. Mean and 95% interval over clips; n is the number of clips for "
+        "which a metric is defined. Bit rates are those of the coded audio without headers.</p>",
+        *[f"<p><strong>Skipped:</strong> {html.escape(reason)}</p>" for reason in result["skipped"][:20]],
+        *[f"<p><strong>Failed:</strong> {html.escape(r)}</p>" for c in result["codecs"] for r in c["failed"][:5]],
+        table(result, "all"),
+    ]
+    if (figure := rate_quality(result)) is not None:
+        parts += ["<h2>Quality against bit rate</h2>", f'<div class="scroll">{to_svg(figure)}</div>']
+    if (figure := distributions(result, rows)) is not None:
+        parts += [
+            "<h2>Distributions</h2>",
+            "<p>Boxes hold the middle half of the clips, the line is the median.</p>",
+            f'<div class="scroll">{to_svg(figure)}</div>',
+        ]
+    datasets = [name for name in result["codecs"][0]["datasets"] if name != "all"]
+    if datasets:
+        parts.append("<h2>By dataset</h2>")
+        parts += [
+            f"<details><summary>{html.escape(name)}</summary>{table(result, name)}</details>" for name in datasets
+        ]
+    parts += [codebook_table(result), examples(result, rows, subjects, clips)]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Speech codecs compared</title>'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<style>{STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def table(result: dict[str, Any], dataset: str) -> str:
+    """One dataset's table, the best codec of each metric marked."""
+    metrics = result["metrics"]
+    best: dict[str, float] = {}
+    for name in metrics:
+        means = [
+            mean
+            for codec in result["codecs"]
+            if codec["identity"] != "original" and (mean := codec["datasets"][dataset][name]["mean"]) is not None
+        ]
+        if len(means) > 1:
+            best[name] = max(means) if METRICS[name].higher_is_better else min(means)
+    speed = any("rtf_encode" in codec for codec in result["codecs"])
+    heads = ["codec", "kbit/s", "N<sub>q</sub>", "tokens/s", *[html.escape(METRICS[m].title) for m in metrics], "n"]
+    heads += ["encode RTF", "decode RTF", "memory, MB"] if speed else []
+    lines = []
+    for codec in result["codecs"]:
+        entry = codec["datasets"].get(dataset)
+        if entry is None:
+            continue
+        cells = [f"<td>{html.escape(codec['name'])}</td>"]
+        cells += [f"<td>{c}</td>" for c in codec_cells(codec)]
+        for name in metrics:
+            mark = ' class="best"' if entry[name]["mean"] is not None and entry[name]["mean"] == best.get(name) else ""
+            cells.append(f"<td{mark}>{metric_cell(entry[name], METRICS[name].decimals, entry['files'])}</td>")
+        cells.append(f"<td>{entry['files']}</td>")
+        if speed:
+            cells += [
+                f"<td>{number(codec.get(key), digits)}</td>"
+                for key, digits in (("rtf_encode", 4), ("rtf_decode", 4), ("memory_mb", 0))
+            ]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    head = "".join(f"<th>{h}</th>" for h in heads)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def codec_cells(codec: dict[str, Any]) -> list[str]:
+    """Bit rate, tokens per frame and per second."""
+    rate = codec["bit_rate"]
+    return [
+        number(None if rate is None else rate / 1000, 2),
+        number(codec["num_quantizers"], 0),
+        number(codec["tokens_per_second"], 1),
+    ]
+
+
+def metric_cell(entry: dict[str, Any], decimals: int, files: int) -> str:
+    """Mean, interval, and the count where it is not that of the files."""
+    if entry["mean"] is None:
+        return "–"
+    text = f"{entry['mean']:.{decimals}f}"
+    if entry["interval95"] is not None:
+        text += f" <small>±{entry['interval95']:.{decimals}f}</small>"
+    return text + (f" <small>n {entry['n']}</small>" if entry["n"] != files else "")
+
+
+def number(value: float | None, decimals: int) -> str:
+    """A number, or a dash."""
+    return "–" if value is None else f"{value:.{decimals}f}"
+
+
+def codebook_table(result: dict[str, Any]) -> str:
+    """How q2d2's models use their codebooks; empty if there are none."""
+    lines = []
+    for codec in result["codecs"]:
+        if "pair_entropy" not in codec:
+            continue
+        for pair, (entropy, most, used) in enumerate(
+            zip(codec["pair_entropy"], codec["pair_entropy_max"], codec["pair_utilization"], strict=True)
+        ):
+            lines.append(
+                f"<tr><td>{html.escape(codec['name'])}, pair {pair}</td><td>{entropy:.2f} of {most:.2f}</td>"
+                f"<td>{100 * entropy / most:.0f}%</td><td>{100 * used:.1f}%</td></tr>"
+            )
+        lines.append(
+            f"<tr><td>{html.escape(codec['name'])}, whole codebook</td><td></td><td></td>"
+            f"<td>{codec['codebook_seen']} of {codec['codebook_size']} in {codec['frames']} frames</td></tr>"
+        )
+    if not lines:
+        return ""
+    return (
+        "<h2>Use of the codebook</h2><div class=scroll><table><thead><tr><th>pair</th><th>entropy, bits</th><th>of the "
+        f"most</th><th>points used</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def pick_examples(metric: str, codec: str, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Title and clip name of the best, the median and the worst clip of a codec."""
+    scored = [
+        (value, row["clip"])
+        for row in rows
+        if row["codec"] == codec and row["seconds"] >= 1.0 and (value := row["scores"].get(metric)) is not None
+    ]
+    scored.sort(reverse=METRICS[metric].higher_is_better)
+    chosen: dict[str, str] = {}
+    for title, place in (("Best", 0), ("Median", len(scored) // 2), ("Worst", -1)):
+        if scored and scored[place][1] not in chosen:
+            chosen[scored[place][1]] = title
+    return [(title, clip) for clip, title in chosen.items()]
+
+
+def examples(result: dict[str, Any], rows: Sequence[Row], subjects: Sequence[Subject], clips: Sequence[Clip]) -> str:
+    """Players and spectrograms of the best, median and worst clip."""
+    ranked = [s for s in subjects if not isinstance(s, Original)]
+    metric = next((m for m in ("pesq", "stoi", *result["metrics"]) if m in result["metrics"]), None)
+    if not ranked or metric is None:
+        return ""
+    leader = ranked[0]
+    by_name = {clip.name: clip for clip in clips}
+    parts = [
+        "<h2>Listen</h2>",
+        f"<p>The clips for which {html.escape(leader.name)} has the best, the median and the worst "
+        f"{html.escape(METRICS[metric].title)}, of those longer than a second; the first {EXAMPLE_SECONDS:.0f} s "
+        "of each. Spectrograms reach to 12 kHz.</p>",
+    ]
+    for title, name in pick_examples(metric, leader.identity, rows):
+        audio, rate = read_original(by_name[name].path)
+        audio = audio[: int(EXAMPLE_SECONDS * rate)]
+        cards = [card("recording", "", audio, rate)]
+        for subject in ranked:
+            row = next(r for r in rows if r["codec"] == subject.identity and r["clip"] == name)
+            scores = " · ".join(
+                f"{METRICS[m].title} {v:.{METRICS[m].decimals}f}" for m, v in row["scores"].items() if v is not None
+            )
+            try:
+                decoded = subject.reconstruct(audio, rate, Path(name)).audio
+            except Q2D2Error:
+                continue
+            cards.append(card(subject.name, scores, decoded, rate))
+        parts.append(f'<h3>{title}: {html.escape(name)}</h3><div class="clips">{"".join(cards)}</div>')
+    return "".join(parts)
+
+
+def card(title: str, scores: str, audio: np.ndarray, rate: int) -> str:
+    """One player under its spectrogram."""
+    out = io.BytesIO()
+    soundfile.write(out, audio, rate, format="FLAC", subtype="PCM_16")
+    source = "data:audio/flac;base64," + base64.b64encode(out.getvalue()).decode()
+    name = html.escape(title)
+    return (
+        f'<figure><img src="{spectrogram(audio, rate)}" alt="Spectrogram: {name}"><figcaption>{name}</figcaption>'
+        f"<div>{html.escape(scores)}</div>"
+        f'<audio controls preload="none" src="{source}" aria-label="{name}"></audio></figure>'
+    )
