@@ -112,12 +112,14 @@ def show(numbers: dict[str, Any]) -> None:
         f"even use would reach {book['utilization_if_even']:.2%}), so that the entropy of all is at most "
         f"{book['entropy_limit']:.2f} bits here.",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(context)
     console.print(
         "Plain counts: too small where contexts are many and frames few, as the same contexts shuffled show. "
         "A context coder wins about the difference of the two.",
         highlight=False,
+        soft_wrap=True,
     )
     if is_grid:
         information = Table(title="mutual information of the coordinates of a pair, bits", box=None)
