@@ -300,6 +300,13 @@ class StreamEncoder:
         while self._next_frame < frames:
             yield self._run(chunk_end(self._next_frame, frames, self._chunk))
 
+    def network(self, audio: Tensor) -> Tensor:
+        """What is wanted of every frame: `(channels, samples)` at the model's rate to `(channels, frames, pairs)`.
+
+        A subclass may want something else than indices; its pieces then hold that.
+        """
+        return self._codec.model.encode(audio)
+
     def _append(self, samples: np.ndarray) -> None:
         self._buffer = np.concatenate([self._buffer, samples], axis=1)
 
@@ -311,7 +318,7 @@ class StreamEncoder:
         context = self._context or 0
         stop = min(end + context, self._buffer_end())
         audio = torch.from_numpy(self._buffer[:, : (stop - self._buffer_frame) * self._hop])
-        indices = self._codec.model.encode(audio.to(self._codec.device)).cpu().numpy()
+        indices = self.network(audio.to(self._codec.device)).cpu().numpy()
         indices = indices[:, self._next_frame - self._buffer_frame : end - self._buffer_frame]
         self._next_frame = end
         keep = max(0, end - context)

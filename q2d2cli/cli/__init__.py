@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from q2d2cli.cli import decode, encode, evaluate, export, info, models, train
+from q2d2cli.cli import analyze, decode, encode, evaluate, export, info, models, probe, train
 
 app = typer.Typer(
     name="q2d2",
@@ -41,5 +41,7 @@ app.command("decode", no_args_is_help=True)(decode.decode)
 app.command("info", no_args_is_help=True)(info.info)
 app.command("models")(models.models)
 app.command("eval", no_args_is_help=True)(evaluate.evaluate)
+app.command("analyze", no_args_is_help=True)(analyze.analyze)
+app.command("probe", no_args_is_help=True)(probe.probe)
 app.command("train", no_args_is_help=True)(train.train)
 app.command("export", no_args_is_help=True)(export.export)

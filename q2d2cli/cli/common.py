@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import sys
 import time
@@ -145,6 +146,17 @@ def progress_bar(name: str, quiet: bool) -> Iterator[Progress]:
         bar.stop()
 
 
+@contextlib.contextmanager
+def count_bar(description: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar over a number of files, on a terminal only; yields what to call with how many are done."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
 def last_line(summary: Summary) -> str:
     """Duration, size, rate and speed of one file."""
     return (
@@ -152,3 +164,9 @@ def last_line(summary: Summary) -> str:
         f"({summary.payload_bit_rate / 1000:.2f} payload), {summary.model}, "
         f"real-time factor {summary.real_time_factor:.3f}"
     )
+
+
+def check_packages(command: str, *packages: str) -> None:
+    """Raise UsageError if a package that a command needs from the extra `eval` is missing."""
+    if any(importlib.util.find_spec(package) is None for package in packages):
+        raise UsageError(f'{command} needs more packages: pip install "q2d2[eval]"')

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from q2d2cli import DEFAULT_MODEL
-from q2d2cli.cli.common import Device, Json, Quiet
+from q2d2cli.cli.common import Device, Json, Quiet, count_bar
 from q2d2cli.errors import Q2D2Error, UsageError, report
 from q2d2cli.files import atomic_output, make_folder
 
@@ -116,9 +116,6 @@ def measure(
             raise UsageError(f"unknown metric {name!r}: choose from {', '.join(known)}")
     scored = [name for name in names if name in METRICS]
     check_metrics(scored)
-    from rich.console import Console
-    from rich.progress import Progress
-
     from q2d2cli.evaluation.evaluate import Plan, default_jobs, find_clips, spread, sum_up
     from q2d2cli.evaluation.evaluate import evaluate as run
 
@@ -139,12 +136,9 @@ def measure(
         raise UsageError("nothing left to measure: name another metric beside utmos")
     usable, subjects = open_all(Plan(tuple(specs), degraded, tuple(scored), device))
     problems += len(specs) - len(usable.specs)
-    with Progress(console=Console(stderr=True, quiet=quiet), transient=True) as bar:
-        task = bar.add_task("measuring", total=len(clips))
+    with count_bar("measuring", len(clips), quiet) as progress:
         state = out / STATE_NAME if out else None
-        rows, skipped = run(
-            usable, subjects, clips, jobs or default_jobs(device), state, lambda done: bar.update(task, completed=done)
-        )
+        rows, skipped = run(usable, subjects, clips, jobs or default_jobs(device), state, progress)
     result = sum_up(usable, subjects, rows, skipped)
     for reason in skipped:
         report(f"skipped: {reason}")

@@ -80,8 +80,25 @@ class Q2D2(Quantizer):
         Returns:
             `(..., P)` int64 pair indices.
         """
-        pairs = (z * self.bound / self.spread).unflatten(-1, (self.spec.num_indices, 2))
-        return torch.stack([grid.nearest(pairs[..., j, :]) for j, grid in enumerate(self.grids)], dim=-1)
+        return self.nearest(self._coordinates(z))
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """Where each pair lies among the points of its grid before it is snapped to one.
+
+        Args:
+            x: `(..., dim)` features.
+
+        Returns:
+            `(..., P, 2)` float32 in the units of `grids[j].points`; after tanh within the grid's extent.
+        """
+        return self._coordinates(self._project_in(x))
+
+    def nearest(self, coordinates: Tensor) -> Tensor:
+        """`(..., P, 2)` coordinates to `(..., P)` int64 pair indices."""
+        return torch.stack([grid.nearest(coordinates[..., j, :]) for j, grid in enumerate(self.grids)], dim=-1)
+
+    def _coordinates(self, z: Tensor) -> Tensor:
+        return (z * self.bound / self.spread).unflatten(-1, (self.spec.num_indices, 2))
 
     def codes(self, indices: Tensor) -> Tensor:
         """Scaled grid points of pair indices.
