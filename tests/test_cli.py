@@ -325,3 +325,13 @@ def test_killed_run_leaves_nothing(tiny: Path, tmp_path: Path, number: int) -> N
 def test_device_is_written_to_and_not_replaced(run: Run, tiny: Path) -> None:
     assert run("encode", CLIP, "/dev/null", "-m", tiny).returncode == 0
     assert not Path("/dev/null").is_file()
+
+
+def test_a_bit_rate_picks_the_model(run: Run) -> None:
+    result = run("encode", CLIP, "clip.q2d", "--bitrate", "3", "--json")
+    assert json.loads(result.stdout)["model"] == "speech-3k"
+    missing = run("encode", CLIP, "other.q2d", "--bitrate", "5")
+    assert missing.returncode == 2
+    assert "no model for 5 kbit/s here: choose from" in missing.stderr.decode()
+    both = run("encode", CLIP, "other.q2d", "--bitrate", "3", "--model", "speech-3k")
+    assert both.returncode == 2

@@ -13,7 +13,7 @@ from conftest import TINY
 from q2d2cli import Codec, Q2D2Error, Tokens, UsageError, checkpoints
 from q2d2cli.audio import Resampler
 from q2d2cli.codec import StreamDecoder, StreamEncoder
-from q2d2cli.evaluation.metrics import METRIC_RATE, stoi
+from q2d2cli.evaluation.metrics import SPEECH_RATE, stoi
 from q2d2cli.models.config import ModelConfig, QuantizerConfig, SeanetEncoderConfig, VocosDecoderConfig
 from q2d2cli.models.model import CodecModel
 
@@ -169,7 +169,7 @@ def test_each_channel_is_coded_alone(tiny_codec: Codec, clip: Clip) -> None:
 
 def test_speech_comes_back_intelligible(speech: Codec, clip: Clip) -> None:
     audio, rate = clip
-    assert rate == METRIC_RATE
+    assert rate == SPEECH_RATE
     decoded = speech.decode(speech.encode(audio, rate))[0].numpy()
     quality = stoi(audio, decoded)
     assert quality is not None

@@ -19,7 +19,7 @@ from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.codecs import open_subject
 from q2d2cli.evaluation.evaluate import find_clips, spread, summarize
 from q2d2cli.evaluation.metrics import METRICS, score
-from tests.conftest import CLIP, Run
+from conftest import CLIP, Run
 
 RATE = 16_000
 

@@ -9,6 +9,7 @@ import typer
 
 from q2d2cli import DEFAULT_MODEL
 from q2d2cli.cli.common import Device, Force, Json, OutDir, Paths, Quiet, check_single, convert_all, plan
+from q2d2cli.errors import UsageError
 
 if TYPE_CHECKING:
     from q2d2cli.transcode import Progress, Summary
@@ -19,8 +20,13 @@ def encode(
     out_dir: OutDir = None,
     force: Force = False,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Model name, folder or Hugging Face Hub id.")
-    ] = DEFAULT_MODEL,
+        str | None,
+        typer.Option("--model", "-m", help="Model name, folder or Hugging Face Hub id.", show_default=DEFAULT_MODEL),
+    ] = None,
+    bitrate: Annotated[
+        int | None,
+        typer.Option("--bitrate", "-b", help="kbit/s: picks the model instead, see q2d2 models.", show_default=False),
+    ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -37,12 +43,32 @@ def encode(
 
     jobs = plan(paths, out_dir, ".q2d", AUDIO_SUFFIXES, lambda path: path.suffix.lower() not in AUDIO_SUFFIXES)
     check_single(jobs, out_dir, force)
+    name = choose(model, bitrate)
     from q2d2cli.codec import Codec
     from q2d2cli.transcode import encode_file
 
-    codec = Codec.from_pretrained(model, device)
+    codec = Codec.from_pretrained(name, device)
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
         return encode_file(codec, source, target, progress)
 
     return convert_all(jobs, out_dir, force, quiet, as_json, convert)
+
+
+def choose(model: str | None, bitrate: int | None) -> str:
+    """Name of the model that `--model` or `--bitrate` asks for.
+
+    Raises:
+        UsageError: if both are given, or no model here has that bit rate.
+    """
+    if bitrate is None:
+        return model or DEFAULT_MODEL
+    if model is not None:
+        raise UsageError("--model and --bitrate both choose the model: give one of them")
+    from q2d2cli.checkpoints import available
+
+    rates = {round(checkpoint.config.bit_rate / 1000): checkpoint.config.name for checkpoint in available()}
+    if bitrate not in rates:
+        here = ", ".join(map(str, sorted(rates))) or "none"
+        raise UsageError(f"no model for {bitrate} kbit/s here: choose from {here}, or name one with --model")
+    return rates[bitrate]

@@ -34,6 +34,8 @@ def pesq(reference: np.ndarray, degraded: np.ndarray) -> float | None:
     from pesq import pesq as measure
     from pesq.cypesq import BufferTooShortError
 
+    if not reference.any():
+        return None
     try:
         score = float(measure(SPEECH_RATE, reference, degraded, "wb"))
     except (NoUtterancesError, BufferTooShortError):
