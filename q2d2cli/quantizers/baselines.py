@@ -46,7 +46,7 @@ class FsqQuantizer(Quantizer):
         """As `Quantizer.forward`; index `j` is the level of dimension `j`."""
         z = self._project_in(x)
         codes = self._codes(z)
-        values = torch.tanh(z) * (self.fsq._levels - 1) / 2
+        values = torch.tanh(z) * self.half_width
         return Quantized(self.fsq.project_out(codes), self._indices(codes.detach()), codes.new_zeros(()), values)
 
     def encode(self, x: Tensor) -> Tensor:

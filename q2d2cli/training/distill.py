@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from q2d2cli import checkpoints
@@ -48,11 +47,6 @@ class Teacher:
     def quantize(self, audio: Tensor) -> Quantized:
         """What the teacher's quantizer gives for `(batch, samples)` audio."""
         return self.model.quantizer(self.model.encoder(self.model.pad(audio)))
-
-
-def distance(student: Quantized, teacher: Quantized) -> Tensor:
-    """Mean absolute difference of the values that were quantized, a scalar; in grid steps for grids and FSQ."""
-    return F.l1_loss(student.values, teacher.values)
 
 
 def agreement(student: Tensor, teacher: Tensor) -> tuple[float, list[float]]:

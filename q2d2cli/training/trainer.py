@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from q2d2cli import checkpoints
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.codebook import pair_entropies
 from q2d2cli.models.model import CodecModel
-from q2d2cli.quantizers.base import Quantized
 from q2d2cli.training import distill
 from q2d2cli.training.config import TrainConfig, difference
 from q2d2cli.training.discriminators import Discriminators, Judgements
@@ -34,8 +34,10 @@ class Measured(NamedTuple):
 
     scores: dict[str, float | None]
     """Mean losses and metrics."""
-    quantized: Quantized
-    """What its quantizer gave."""
+    indices: Tensor
+    """`(batch, frames, pairs)`."""
+    values: Tensor
+    """What was quantized, as in `Quantized`."""
     estimate: Tensor
     """The first reconstructions, `(at most 8, samples)`."""
 
@@ -137,7 +139,7 @@ class Trainer:
         if self.teacher is not None:
             with autocast:
                 target = self.teacher.quantize(audio)
-            losses["distillation"] = distill.distance(quantized, target)
+            losses["distillation"] = F.l1_loss(quantized.values, target.values)
             total = total + config.loss.distillation * losses["distillation"]
         if adversarial:
             self.adversarial_steps += 1
@@ -207,8 +209,7 @@ class Trainer:
         mine = self._measure(model, audio)
         scores = dict(mine.scores)
         numbers: dict[str, Any] = {"valid_mel": scores.pop("mel"), "valid_stft": scores.pop("stft")}
-        indices = mine.quantized.indices
-        entropies = pair_entropies(indices.flatten(0, 1).cpu().numpy(), model.quantizer.spec.sizes)
+        entropies = pair_entropies(mine.indices.flatten(0, 1).cpu().numpy(), model.quantizer.spec.sizes)
         loss = self.config.loss
         numbers["valid"] = loss.mel * numbers["valid_mel"] + loss.stft * numbers["valid_stft"]
         numbers |= {"entropy": [round(e, 3) for e in entropies], **scores}
@@ -217,8 +218,8 @@ class Trainer:
                 # It does not change: measured once.
                 self._teacher_result = self._measure(self.teacher.model, audio)
             theirs = self._teacher_result
-            gap = distill.distance(mine.quantized, theirs.quantized).item()
-            share, pairs = distill.agreement(indices, theirs.quantized.indices)
+            gap = F.l1_loss(mine.values, theirs.values).item()
+            share, pairs = distill.agreement(mine.indices, theirs.indices)
             numbers["valid"] += loss.distillation * gap
             numbers |= {"valid_distillation": gap, "agreement": share, "agreement_pairs": [round(p, 4) for p in pairs]}
             numbers |= {f"teacher_{name}": score for name, score in theirs.scores.items()}
@@ -235,8 +236,7 @@ class Trainer:
         if metrics:
             scores |= measure(metrics, rate, parts[0], estimates[0])
         indices, values = (torch.cat([getattr(q, name) for q in quantized]) for name in ("indices", "values"))
-        whole = quantized[0]._replace(indices=indices, values=values)
-        return Measured(scores, whole, estimates[0])
+        return Measured(scores, indices, values, estimates[0])
 
     def add_minutes(self, minutes: float) -> None:
         """Count time; the first process's clock decides for all, so that all agree where the run stands."""
