@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from q2d2cli.errors import UsageError
 from q2d2cli.models.config import ModelConfig, Strict
@@ -21,15 +21,24 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
+def path_to_text(value: object) -> object:
+    """A path as its text, anything else as it is."""
+    return str(value) if isinstance(value, Path) else value
+
+
 class DataConfig(Strict):
     """Where the audio is and how crops are drawn from it."""
 
-    train: Path
-    """Folder of audio files, searched recursively, or a list with one path per line."""
+    train: Annotated[str | tuple[str, ...], Field(min_length=1), BeforeValidator(path_to_text)]
+    """Folder of audio files, searched recursively; or a file with one path per line; or tar shards of audio files: a
+    folder that holds them, a path or URL, braces for ranges (`shards-{000000..000099}.tar`), or a list of such."""
     valid: Path
-    """The same, of other speakers; chooses the best checkpoint."""
+    """A folder or a file of paths, of other speakers; chooses the best checkpoint."""
     in_memory: bool = True
-    """Hold all audio on the training device as 16-bit samples; if false, read each crop from its file."""
+    """Hold all audio on the training device as 16-bit samples; if false, read each crop from its file. Tar shards are
+    streamed."""
+    shuffle_buffer: PositiveInt = 1000
+    """Crops of tar shards that wait to be drawn from at random."""
     crop_seconds: PositiveFloat = 0.9
     level_mean: Annotated[float, Field(le=0)] = -24.0
     """Mean level of a crop after random gain, dB below full scale (RMS)."""

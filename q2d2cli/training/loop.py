@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from rich.console import Console
 
 from q2d2cli import checkpoints
@@ -17,7 +18,7 @@ from q2d2cli.codec import pick_device
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output, make_folder
 from q2d2cli.training.config import CONFIG_NAME, TrainConfig, to_yaml
-from q2d2cli.training.data import Corpus, open_corpus
+from q2d2cli.training.data import Corpus, MemoryCorpus, open_corpus
 from q2d2cli.training.guard import Stop, only_run
 from q2d2cli.training.state import States
 from q2d2cli.training.trainer import Trainer
@@ -57,10 +58,11 @@ def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | No
         raise UsageError(f"{out} already holds a run: go on with --resume, or name another folder")
     if resume and not states.paths():
         raise UsageError(f"{out} holds no run to resume: leave --resume out")
-    console = Console(stderr=True, quiet=quiet or not main)
+    each = Console(stderr=True, quiet=quiet)
+    console = each if main else Console(quiet=True)
     trainer = Trainer(config, accelerator, init)
     if resume:
-        state, notes = states.load(accelerator.device)
+        state, notes = states.load()
         trainer.restore(state)
         trainer.notes += notes
     accelerator.wait_for_everyone()
@@ -69,18 +71,22 @@ def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | No
             file.write(to_yaml(config).encode())
     rate = config.model.sample_rate
     with console.status("reading audio"):
-        corpus = open_corpus(config.data.train, rate, config.data.in_memory, accelerator.device)
-        valid_corpus = open_corpus(config.data.valid, rate, True, accelerator.device)
+        corpus = open_corpus(config.data, rate, accelerator.device, config.seed, accelerator.num_processes)
+        valid_corpus = MemoryCorpus(config.data.valid, rate, accelerator.device)
+        if resume:
+            trainer.notes += seek(corpus, state.get("corpus"), accelerator)
     for note in trainer.notes:
         console.print(note)
     for path in corpus.broken + valid_corpus.broken:
         console.print(f"skipped {path}: not readable as audio")
-    console.print(f"{corpus.files} files, {corpus.seconds / 3600:.2f} hours of audio")
+    named = len(corpus.broken)
+    console.print(corpus.summary)
     valid = valid_corpus.crops(VALID_CROPS, int(VALID_SECONDS * rate), config.data, np.random.default_rng(0))
 
     def save() -> None:
+        positions = gather_object([corpus.position])
         if main:
-            states.save(trainer.state())
+            states.save({**trainer.state(), "corpus": positions})
 
     best = out / "best"
     with Watch(config, out, accelerator, console, trainer.step) as watch, Stop() as stop:
@@ -88,7 +94,12 @@ def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | No
             advance(trainer, corpus, watch)
             done = trainer.progress >= 1
             if trainer.step % config.log_every == 0 or done:
-                watch.report(trainer.step, trainer.minutes, {"skipped": trainer.skipped})
+                counts = {"skipped": trainer.skipped, "broken": len(corpus.broken)}
+                watch.report(trainer.step, trainer.minutes, counts)
+                # Every process reads files of its own.
+                for path in corpus.broken[named:]:
+                    each.print(f"skipped {path}: not readable as audio")
+                named = len(corpus.broken)
             if main and (trainer.step % config.validate_every == 0 or done):
                 result, estimate = trainer.validate(valid)
                 # The adversarial stage trades some of this loss for quality: its end counts, too.
@@ -128,6 +139,24 @@ def advance(trainer: Trainer, corpus: Corpus, watch: Watch) -> None:
     trainer.add_minutes(minutes)
     watch.count(losses, indices, minutes)
     watch.moved(trainer.step, trainer.progress)
+
+
+def seek(corpus: Corpus, positions: list[tuple[int, int] | None] | None, accelerator: Accelerator) -> list[str]:
+    """Put a stream where the saved state's processes stood; returns what is to be said about it.
+
+    Args:
+        corpus: any.
+        positions: of each process's corpus, None in states that have none.
+        accelerator: the processes now.
+    """
+    known = [position for position in positions or [] if position is not None]
+    if corpus.position is None or not known:
+        return []
+    if len(known) == accelerator.num_processes:
+        corpus.position = known[accelerator.process_index]
+        return []
+    corpus.position = (max(turn for turn, _ in known) + 1, 0)
+    return [f"saved by {len(known)} processes, {accelerator.num_processes} now: the shards begin a new pass"]
 
 
 def agreed(accelerator: Accelerator, stop: Stop) -> bool:

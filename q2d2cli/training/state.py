@@ -56,8 +56,8 @@ class States:
         for old in self.paths()[self.keep :]:
             old.unlink(missing_ok=True)
 
-    def load(self, device: torch.device) -> tuple[dict[str, Any], list[str]]:
-        """The newest state that can be read, and a line on each newer one that cannot.
+    def load(self) -> tuple[dict[str, Any], list[str]]:
+        """The newest state that can be read, on the CPU, and a line on each newer one that cannot.
 
         Raises:
             Q2D2Error: if none can.
@@ -65,10 +65,11 @@ class States:
         notes: list[str] = []
         for path in self.paths():
             try:
-                state = torch.load(path, map_location=device, weights_only=True)
+                state = torch.load(path, map_location="cpu", weights_only=True)
                 step = int(state["step"])
-            except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError):
-                notes.append(f"{path} is damaged")
+            except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                notes.append(f"{path} is damaged ({reason})")
                 continue
             if path.name == STATE_NAME:
                 self.newest = step

@@ -281,9 +281,10 @@ class Trainer:
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise Q2D2Error(f"the saved state does not fit this configuration: {reason}") from error
-        self.ema = state["ema"]
+        for name, tensor in state["ema"].items():
+            self.ema[name].copy_(tensor)
         self.rng.bit_generator.state = json.loads(state["rng"])
-        torch.set_rng_state(state["torch_rng"].cpu())
+        torch.set_rng_state(state["torch_rng"])
         for name in COUNTERS:
             setattr(self, name, state[name])
 
