@@ -243,6 +243,9 @@ class Interrupt:
                 self.sent = True
                 for _ in range(self.times):
                     os.kill(os.getpid(), signal.SIGINT)
+                    # A launcher's echo, which counts for nothing; then long enough for another key.
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(1.1)
 
 
 def interrupted(path: Path, out: Path, interrupt: Interrupt, resume: bool = False) -> None:

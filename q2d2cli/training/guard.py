@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -15,6 +16,8 @@ from filelock import FileLock, Timeout
 from q2d2cli.errors import UsageError
 
 LOCK_NAME = ".lock"
+ECHO_SECONDS = 1.0
+"""A launcher passes Ctrl-C on to processes that the terminal has told already: within this time it is the same one."""
 
 
 @contextlib.contextmanager
@@ -50,6 +53,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._asked = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -63,10 +67,10 @@ class Stop:
             signal.signal(number, handler)
 
     def _request(self, number: int, _: FrameType | None) -> None:
-        # A launcher passes Ctrl-C on as a SIGTERM of its own: only the same key again means "now".
-        if number == self.signal == signal.SIGINT:
+        if self.signal == 0:
+            self.signal, self._asked = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._asked > ECHO_SECONDS:
             raise KeyboardInterrupt
-        self.signal = self.signal or number
 
     def finish(self) -> None:
         """End as the signal would have ended the command; returns if there was none."""
