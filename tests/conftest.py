@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from q2d2cli import Codec, checkpoints
 from q2d2cli.models.config import ModelConfig, QuantizerConfig, SpectralEncoderConfig, VocosDecoderConfig
@@ -84,3 +85,26 @@ def clip() -> tuple[np.ndarray, int]:
     import soundfile
 
     return soundfile.read(CLIP, dtype="float32")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A short run on the clip, with one broken file among the audio."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "clip.wav").write_bytes(CLIP.read_bytes())
+    (data / "broken.wav").write_bytes(b"RIFF")
+    content = {
+        "model": TINY.model_dump(mode="json"),
+        "data": {"train": str(data), "valid": str(data), "crop_seconds": 0.2},
+        "optim": {"batch_size": 2, "warmup_steps": 5},
+        "discriminator": {"start": 0.5, "stft": {"channels": 2, "windows": [256]}},
+        "steps": 60,
+        "validate_every": 30,
+        "save_every": 20,
+        "log_every": 10,
+        "validate_metrics": ["stoi"],
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path

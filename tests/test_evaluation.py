@@ -14,12 +14,12 @@ import pytest
 import soundfile
 import soxr
 import torch
+from conftest import CLIP, Run
 
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.codecs import open_subject
 from q2d2cli.evaluation.evaluate import find_clips, spread, summarize
 from q2d2cli.evaluation.metrics import METRICS, score
-from conftest import CLIP, Run
 
 RATE = 16_000
 

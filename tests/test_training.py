@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 import yaml
-from conftest import CLIP, ROOT, TINY, Run
+from conftest import CLIP, ROOT, Run
 
 from q2d2cli import checkpoints
 from q2d2cli.audio import Resampler
@@ -22,29 +22,6 @@ from q2d2cli.training.config import DataConfig, DiscriminatorConfig
 from q2d2cli.training.data import FileCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
 from q2d2cli.training.losses import ComplexStftLoss, MelLoss
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    """A short run on the clip, with one broken file among the audio."""
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "clip.wav").write_bytes(CLIP.read_bytes())
-    (data / "broken.wav").write_bytes(b"RIFF")
-    content = {
-        "model": TINY.model_dump(mode="json"),
-        "data": {"train": str(data), "valid": str(data), "crop_seconds": 0.2},
-        "optim": {"batch_size": 2, "warmup_steps": 5},
-        "discriminator": {"start": 0.5, "stft": {"channels": 2, "windows": [256]}},
-        "steps": 60,
-        "validate_every": 30,
-        "save_every": 20,
-        "log_every": 10,
-        "validate_metrics": ["stoi"],
-    }
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ class Quantized(NamedTuple):
     """`(batch, frames, num_indices)` int64, entry `j` in `[0, sizes[j])`."""
     loss: Tensor
     """Auxiliary loss (commitment), a scalar; zero for grids and FSQ."""
+    values: Tensor
+    """`(batch, frames, d)` values that were quantized, float32, with a gradient: grids and FSQ in steps of
+    their grid, VQ and RVQ the features themselves."""
 
 
 class Quantizer(nn.Module, ABC):

@@ -31,21 +31,27 @@ class FsqQuantizer(Quantizer):
         half = (levels - 1) / 2 if two else levels // 2
         self.register_buffer("half_width", half, persistent=False)
 
-    def _codes(self, x: Tensor) -> Tensor:
+    def _project_in(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return self.fsq.quantize(self.fsq.project_in(x.float()))
+            return self.fsq.project_in(x.float())
+
+    def _codes(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            return self.fsq.quantize(z)
 
     def _indices(self, codes: Tensor) -> Tensor:
         return (codes * self.half_width + self.half_width).round().long()
 
     def forward(self, x: Tensor) -> Quantized:
         """As `Quantizer.forward`; index `j` is the level of dimension `j`."""
-        codes = self._codes(x)
-        return Quantized(self.fsq.project_out(codes), self._indices(codes.detach()), codes.new_zeros(()))
+        z = self._project_in(x)
+        codes = self._codes(z)
+        values = torch.tanh(z) * self.half_width
+        return Quantized(self.fsq.project_out(codes), self._indices(codes.detach()), codes.new_zeros(()), values)
 
     def encode(self, x: Tensor) -> Tensor:
         """As `Quantizer.encode`."""
-        return self._indices(self._codes(x))
+        return self._indices(self._codes(self._project_in(x)))
 
     def _decode(self, indices: Tensor) -> Tensor:
         return self.fsq.project_out((indices.float() - self.half_width) / self.half_width)
@@ -78,9 +84,10 @@ class VqQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Quantized:
         """As `Quantizer.forward`; index `j` is the entry of codebook `j`."""
+        x = x.float()
         with torch.autocast(x.device.type, enabled=False):
-            features, indices, losses = self.rvq(x.float())
-        return Quantized(features, indices, losses.sum())
+            features, indices, losses = self.rvq(x)
+        return Quantized(features, indices, losses.sum(), x)
 
     def encode(self, x: Tensor) -> Tensor:
         """As `Quantizer.encode`."""

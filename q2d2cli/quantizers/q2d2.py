@@ -67,6 +67,9 @@ class Q2D2(Quantizer):
                 z = self.norm(z)
             return torch.tanh(z) if self.projection == "tanh" else z
 
+    def _bounded(self, z: Tensor) -> Tensor:
+        return z * self.bound / self.spread
+
     def _project_out(self, codes: Tensor) -> Tensor:
         with torch.autocast(codes.device.type, enabled=False):
             return self.project_out(codes)
@@ -98,7 +101,7 @@ class Q2D2(Quantizer):
         return torch.stack([grid.nearest(coordinates[..., j, :]) for j, grid in enumerate(self.grids)], dim=-1)
 
     def _coordinates(self, z: Tensor) -> Tensor:
-        return (z * self.bound / self.spread).unflatten(-1, (self.spec.num_indices, 2))
+        return self._bounded(z).unflatten(-1, (self.spec.num_indices, 2))
 
     def codes(self, indices: Tensor) -> Tensor:
         """Scaled grid points of pair indices.
@@ -130,7 +133,7 @@ class Q2D2(Quantizer):
         else:
             # Straight through to the projected value, not to the bounded one.
             passed = z + (codes - z).detach()
-        return Quantized(self._project_out(passed), indices, z.new_zeros(()))
+        return Quantized(self._project_out(passed), indices, z.new_zeros(()), self._bounded(z))
 
     def encode(self, x: Tensor) -> Tensor:
         """`(batch, frames, dim)` features to `(batch, frames, P)` int64 pair indices."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from q2d2cli.errors import UsageError
 from q2d2cli.models.config import ModelConfig, Strict
@@ -21,15 +21,24 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
+def path_to_text(value: object) -> object:
+    """A path as its text, anything else as it is."""
+    return str(value) if isinstance(value, Path) else value
+
+
 class DataConfig(Strict):
     """Where the audio is and how crops are drawn from it."""
 
-    train: Path
-    """Folder of audio files, searched recursively, or a list with one path per line."""
+    train: Annotated[str | tuple[str, ...], Field(min_length=1), BeforeValidator(path_to_text)]
+    """Folder of audio files, searched recursively; or a file with one path per line; or tar shards of audio files: a
+    folder that holds them, a path or URL, braces for ranges (`shards-{000000..000099}.tar`), or a list of such."""
     valid: Path
-    """The same, of other speakers; chooses the best checkpoint."""
+    """A folder or a file of paths, of other speakers; chooses the best checkpoint."""
     in_memory: bool = True
-    """Hold all audio on the training device as 16-bit samples; if false, read each crop from its file."""
+    """Hold all audio on the training device as 16-bit samples; if false, read each crop from its file. Tar shards are
+    streamed."""
+    shuffle_buffer: PositiveInt = 1000
+    """Crops of tar shards that wait to be drawn from at random."""
     crop_seconds: PositiveFloat = 0.9
     level_mean: Annotated[float, Field(le=0)] = -24.0
     """Mean level of a crop after random gain, dB below full scale (RMS)."""
@@ -66,6 +75,8 @@ class LossConfig(Strict):
     """Power to which that loss raises magnitudes."""
     commitment: Weight = 1.0
     """Of the baselines vq and rvq; the others have none."""
+    distillation: Weight = 10.0
+    """With a teacher: L1 between the values that student and teacher quantize."""
     adversarial: Weight = 1.0
     feature_matching: Weight = 2.0
 
@@ -129,6 +140,9 @@ class TrainConfig(Strict):
     data: DataConfig
     freeze: tuple[Literal["encoder", "quantizer", "decoder"], ...] = ()
     """Parts that keep their weights; with a start from another model, fine-tunes the rest."""
+    teacher: str | None = None
+    """Model (name, folder or Hub id) whose quantizer and decoder are taken, frozen, and whose encoder the new one
+    learns to agree with; sample_rate, hop, feature_dim, quantizer and decoder must be its own."""
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
@@ -142,7 +156,11 @@ class TrainConfig(Strict):
     """Also measured at each validation, on the first eight validation crops."""
     save_every: PositiveInt = 250
     """Steps between saves of the whole state."""
+    keep_states: PositiveInt = 2
+    """How many saved states stay: `state.pt` and, of earlier steps, `state-STEP.pt`."""
     log_every: PositiveInt = 25
+    tensorboard: bool = True
+    """Write losses, validation numbers, spectrograms and audio to `tensorboard/` in the run's folder."""
     bf16: bool = True
     compile: bool = False
     """Compile the model with torch.compile."""
@@ -154,6 +172,8 @@ class TrainConfig(Strict):
             raise ValueError("give either steps or minutes as the length of the run")
         if set(self.freeze) == {"encoder", "quantizer", "decoder"}:
             raise ValueError("freeze names every part: leave one to train")
+        if self.teacher is not None and self.freeze:
+            raise ValueError("with a teacher only the encoder trains: leave freeze out")
         return self
 
 
@@ -215,3 +235,17 @@ def describe(error: ValidationError) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "configuration"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where}: {problem['msg']}{more}"
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first dotted key at which nested dictionaries differ, and both values; None if they are equal."""
+    for key in {**a, **b}:
+        first, second = a.get(key), b.get(key)
+        if first == second:
+            continue
+        if isinstance(first, Mapping) and isinstance(second, Mapping):
+            inner = difference(first, second)
+            assert inner is not None
+            return f"{key}.{inner[0]}", inner[1], inner[2]
+        return key, first, second
+    return None

@@ -1,4 +1,4 @@
-"""Training data: audio held in memory as 16-bit samples, or read by seeking, and random crops from it."""
+"""Training data: random crops of audio that is held in memory as 16-bit samples, or read by seeking."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from q2d2cli.training.config import DataConfig
 
 Progress = Callable[[int, int], None]
 FULL_SCALE = 32768.0
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
 def find_audio(source: Path) -> list[Path]:
@@ -42,16 +43,19 @@ class Corpus(ABC):
     """Audio to draw crops from, every sample as likely as any other.
 
     Attributes:
-        sample_rate: of the crops, Hz.
-        files: number of files that could be read.
-        broken: paths that could not.
-        seconds: length of all.
+        sample_rate: of the crops, Hz; files have any rate and are resampled.
+        broken: paths that could not be read; more may come as training goes on.
+        position: where a stream stands (pass, crops taken in it) and can be put; None where crops come from anywhere.
     """
 
     sample_rate: int
-    files: int
-    broken: list[Path]
-    seconds: float
+    broken: list[Path | str]
+    position: tuple[int, int] | None = None
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """How much audio there is, in words."""
 
     @abstractmethod
     def read(self, places: np.ndarray, length: int) -> Tensor:
@@ -84,7 +88,24 @@ class Corpus(ABC):
         return batch * (gain * quiet)[:, None]
 
 
-class MemoryCorpus(Corpus):
+class FilesCorpus(Corpus):
+    """A corpus whose files have all been looked at.
+
+    Attributes:
+        files: number of files that could be read.
+        seconds: length of all.
+    """
+
+    files: int
+    seconds: float
+
+    @property
+    def summary(self) -> str:
+        """As `Corpus.summary`."""
+        return f"{self.files} files, {self.seconds / 3600:.2f} hours of audio"
+
+
+class MemoryCorpus(FilesCorpus):
     """All files joined to one array of 16-bit samples, on the training device."""
 
     def __init__(
@@ -118,7 +139,7 @@ class MemoryCorpus(Corpus):
         return picked * inside / FULL_SCALE
 
 
-class FileCorpus(Corpus):
+class FileCorpus(FilesCorpus):
     """Files that stay on disk; a crop is read by seeking to it."""
 
     def __init__(
@@ -171,8 +192,38 @@ class FileCorpus(Corpus):
 
 
 def open_corpus(
-    source: Path, sample_rate: int, in_memory: bool, device: torch.device | str, progress: Progress | None = None
+    config: DataConfig, sample_rate: int, device: torch.device | str, seed: int = 0, processes: int = 1
 ) -> Corpus:
-    """A corpus in memory or on disk."""
-    kind = MemoryCorpus if in_memory else FileCorpus
-    return kind(source, sample_rate, device, progress)
+    """The corpus to train on: streamed from tar shards, in memory, or on disk.
+
+    Args:
+        config: where it is.
+        sample_rate: of the crops, Hz.
+        device: where they go.
+        seed: of a stream's order.
+        processes: that share a stream.
+
+    Raises:
+        UsageError: if there is no audio.
+    """
+    if shards := find_shards(config.train):
+        from q2d2cli.training.shards import ShardCorpus
+
+        return ShardCorpus(shards, sample_rate, device, seed, config.shuffle_buffer, processes)
+    kind = MemoryCorpus if config.in_memory else FileCorpus
+    return kind(Path(str(config.train)), sample_rate, device)
+
+
+def find_shards(source: str | tuple[str, ...]) -> list[str]:
+    """Patterns of tar shards that `DataConfig.train` names, or those in its folder; none if it is not about shards.
+
+    Raises:
+        UsageError: if a list names anything else.
+    """
+    names = [source] if isinstance(source, str) else list(source)
+    if all(name.endswith(SHARD_SUFFIXES) for name in names):
+        return names
+    if not isinstance(source, str):
+        other = next(name for name in names if not name.endswith(SHARD_SUFFIXES))
+        raise UsageError(f"data.train is a list, and {other} is not a tar shard: name one folder, or .tar files only")
+    return sorted(str(path) for path in Path(source).rglob("*.tar")) if Path(source).is_dir() else []

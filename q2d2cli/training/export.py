@@ -22,6 +22,8 @@ class Effort:
 
     steps: int
     minutes: float
+    agreement: tuple[float, list[float]] | None = None
+    """With a teacher: share of frames, and of each pair, with its codes, at the validation that chose the weights."""
 
 
 def read_effort(run: Path) -> Effort:
@@ -31,8 +33,10 @@ def read_effort(run: Path) -> Effort:
         UsageError: if there is no run.
     """
     try:
-        last = json.loads((run / LOG_NAME).read_text(encoding="utf-8").splitlines()[-1])
-        return Effort(last["step"], last["minutes"])
+        entries = [json.loads(line) for line in (run / LOG_NAME).read_text(encoding="utf-8").splitlines()]
+        chosen = [entry for entry in entries if entry.get("best") and "agreement" in entry][-1:]
+        agreement = (chosen[0]["agreement"], chosen[0]["agreement_pairs"]) if chosen else None
+        return Effort(entries[-1]["step"], entries[-1]["minutes"], agreement)
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise UsageError(f"{run} holds no training run: name the --out folder of q2d2 train") from error
 
@@ -109,7 +113,7 @@ def model_card(
 | quantizer | {spec.kind} grids, levels {",".join(map(str, spec.levels))} |
 | audio | {config.sample_rate} Hz inside, one frame per {config.hop} samples; any rate in and out |
 | weights | {size / 1e6:.1f} MB, 16-bit safetensors, fingerprint `{own["identity"].removeprefix("q2d2:")}` |
-| training | {effort.steps} steps, {effort.minutes / 60:.1f} hours |
+| training | {effort.steps} steps, {effort.minutes / 60:.1f} hours |{agreement_row(effort)}
 
 ## Measured quality
 
@@ -136,6 +140,15 @@ Measured with
 
 {notes.strip()}
 """
+
+
+def agreement_row(effort: Effort) -> str:
+    """One more row of the card's first table, if there was a teacher."""
+    if effort.agreement is None:
+        return ""
+    share, pairs = effort.agreement
+    each = ", ".join(f"{100 * pair:.1f}%" for pair in pairs)
+    return f"\n| agreement | {100 * share:.1f}% of tokens equal the teacher's; by pair {each} (validation data) |"
 
 
 def row(start: str, entry: dict[str, Any], metrics: Sequence[str]) -> str:

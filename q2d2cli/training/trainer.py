@@ -1,0 +1,327 @@
+"""One step of training and one validation, and everything that makes up their state."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from q2d2cli import checkpoints
+from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.evaluation.codebook import pair_entropies
+from q2d2cli.models.model import CodecModel
+from q2d2cli.training import distill
+from q2d2cli.training.config import TrainConfig, difference
+from q2d2cli.training.discriminators import Discriminators, Judgements
+from q2d2cli.training.losses import ComplexStftLoss, MelLoss
+from q2d2cli.training.scores import measure
+
+VALID_BATCH = 8
+MAX_GRAD_NORM = 1e4
+"""A step whose gradient is larger than this, or not finite, is skipped."""
+COUNTERS = ("step", "skipped", "minutes", "best", "adversarial_steps")
+
+
+class Measured(NamedTuple):
+    """What one model makes of the validation audio."""
+
+    scores: dict[str, float | None]
+    """Mean losses and metrics."""
+    indices: Tensor
+    """`(batch, frames, pairs)`."""
+    values: Tensor
+    """What was quantized, as in `Quantized`."""
+    estimate: Tensor
+    """The first reconstructions, `(at most 8, samples)`."""
+
+
+class Trainer:
+    """Everything that makes up the state of a run.
+
+    Args:
+        config: the checked configuration.
+        accelerator: devices and processes; every process draws the same crops and takes its share.
+        init: checkpoint whose weights to start from.
+
+    Raises:
+        UsageError: if `init` or the teacher does not fit the configuration.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, init: str | None = None) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.device = device = accelerator.device
+        torch.manual_seed(config.seed)
+        self.rng = np.random.default_rng(config.seed)
+        self.model = CodecModel(config.model).to(device)
+        self.discriminator = Discriminators(config.discriminator).to(device)
+        self.notes = start_from(init, self.model, self.discriminator) if init else []
+        self.teacher: distill.Teacher | None = None
+        self._teacher_result: Measured | None = None
+        if config.teacher is not None:
+            self.teacher = distill.Teacher(config.teacher, config.model, device)
+            self.teacher.lend(self.model)
+        for part in config.freeze if self.teacher is None else distill.LENT:
+            module = getattr(self.model, part)
+            # Also out of training mode: a vector quantizer's codebooks would move without gradients.
+            module.requires_grad_(False).eval()
+        self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.optimizers = self._make_optimizers()
+        # What runs forward in training: compiled, and with gradients averaged over processes.
+        compiled = torch.compile(self.model) if config.compile else self.model
+        self.parallel_model = accelerator.prepare_model(compiled)
+        self.parallel_discriminator = accelerator.prepare_model(self.discriminator)
+        self.mel = MelLoss(config.model.sample_rate).to(device)
+        self.stft = ComplexStftLoss(config.loss.stft_compression).to(device)
+        self.step = 0
+        self.skipped = 0
+        self.minutes = 0.0
+        self.best = math.inf
+        self.adversarial_steps = 0
+
+    def _make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        optim = self.config.optim
+        matrices = [p for n, p in self.trained.items() if optim.muon_lr and "pwconv" in n and p.ndim == 2]
+        chosen = {id(p) for p in matrices}
+        rest = [p for p in self.trained.values() if id(p) not in chosen]
+        optimizers: dict[str, torch.optim.Optimizer] = {
+            "adamw": torch.optim.AdamW(rest, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay),
+            "discriminator": torch.optim.AdamW(
+                self.discriminator.parameters(), lr=self.config.discriminator.lr, betas=optim.betas, weight_decay=0.0
+            ),
+        }
+        if matrices:
+            optimizers["muon"] = torch.optim.Muon(
+                matrices, lr=optim.muon_lr, weight_decay=optim.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["peak"] = group["lr"]
+        return optimizers
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        if self.config.steps is not None:
+            return min(1.0, self.step / self.config.steps)
+        assert self.config.minutes is not None
+        return min(1.0, self.minutes / self.config.minutes)
+
+    def _schedule(self) -> None:
+        optim = self.config.optim
+        cosine = optim.final_lr + (1 - optim.final_lr) * 0.5 * (1 + math.cos(math.pi * self.progress))
+        for name, optimizer in self.optimizers.items():
+            steps = self.adversarial_steps if name == "discriminator" else self.step
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * cosine * min(1.0, (steps + 1) / optim.warmup_steps)
+
+    def train_step(self, audio: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """One step on `(batch, samples)` audio; returns the losses, scalars, and the pair indices.
+
+        Nothing here waits for the device but the check of the gradient.
+        """
+        config = self.config
+        self._schedule()
+        adversarial = self.progress >= config.discriminator.start
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16)
+        with autocast:
+            estimate, quantized = self.parallel_model(audio)
+        mel, stft = self.mel(estimate, audio), self.stft(estimate, audio)
+        total = config.loss.mel * mel + config.loss.stft * stft + config.loss.commitment * quantized.loss
+        losses = {"mel": mel, "stft": stft}
+        if self.teacher is not None:
+            with autocast:
+                target = self.teacher.quantize(audio)
+            losses["distillation"] = F.l1_loss(quantized.values, target.values)
+            total = total + config.loss.distillation * losses["distillation"]
+        if adversarial:
+            self.adversarial_steps += 1
+            length = min(audio.shape[-1], int(config.discriminator.crop_seconds * config.model.sample_rate))
+            start = int(self.rng.integers(0, audio.shape[-1] - length + 1))
+            real, fake = audio[:, start : start + length], estimate[:, start : start + length]
+            with autocast:
+                # In one pass: gradients of two could not be averaged over processes.
+                judged = self.parallel_discriminator(torch.cat([real, fake.detach()]))
+                d_loss = self.discriminator.loss(*split_judgements(judged))
+            self._update(d_loss, ["discriminator"], self.discriminator)
+            # Back through the discriminators to their input only: their own gradients stay as they are.
+            leaf = fake.detach().requires_grad_()
+            with autocast:
+                with torch.no_grad():
+                    judged_real = self.discriminator(real)
+                judged_fake = self.discriminator(leaf)
+                adversarial_loss = self.discriminator.generator_loss(judged_fake)
+                matching = self.discriminator.feature_matching_loss(judged_real, judged_fake)
+            weighted = config.loss.adversarial * adversarial_loss + config.loss.feature_matching * matching
+            (gradient,) = torch.autograd.grad(weighted, leaf)
+            total = total + (fake * gradient).sum()
+            losses |= {"d": d_loss, "adv": adversarial_loss, "fm": matching}
+        if self._update(total, [n for n in self.optimizers if n != "discriminator"], self.model):
+            self._average()
+        self.step += 1
+        return {name: loss.detach() for name, loss in losses.items()}, quantized.indices
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the average of the weights towards them."""
+        # A warm-up, so that it does not drag the initial weights along.
+        weight = 1 - min(self.config.optim.ema_decay, (self.step + 1) / (self.step + 10))
+        pairs: list[tuple[Tensor, Tensor]] = [(self.ema[name], p) for name, p in self.trained.items()]
+        for name, buffer in self.model.named_buffers():
+            if name in self.ema:
+                if buffer.is_floating_point():
+                    pairs.append((self.ema[name], buffer))
+                else:
+                    self.ema[name].copy_(buffer)
+        averages, weights = zip(*pairs, strict=True)
+        torch._foreach_lerp_(list(averages), list(weights), weight)
+
+    def _update(self, loss: Tensor, names: list[str], module: nn.Module) -> bool:
+        """Backward pass and optimizer steps; False, and nothing changed, if the step is not sound."""
+        for name in names:
+            self.optimizers[name].zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), self.config.optim.grad_clip)
+        if not torch.isfinite(norm) or norm > MAX_GRAD_NORM:
+            self.skipped += 1
+            return False
+        for name in names:
+            self.optimizers[name].step()
+        return True
+
+    @torch.inference_mode()
+    def validate(self, audio: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """Measure the averaged weights on `(batch, samples)` audio.
+
+        Returns:
+            Losses, metrics and pair entropies; with a teacher also its metrics, and how often both give the same
+            codes. Then the first reconstructions, `(at most 8, samples)`.
+        """
+        model = CodecModel(self.config.model).to(self.device).eval()
+        model.load_state_dict(self.ema)
+        mine = self._measure(model, audio)
+        scores = dict(mine.scores)
+        numbers: dict[str, Any] = {"valid_mel": scores.pop("mel"), "valid_stft": scores.pop("stft")}
+        entropies = pair_entropies(mine.indices.flatten(0, 1).cpu().numpy(), model.quantizer.spec.sizes)
+        loss = self.config.loss
+        numbers["valid"] = loss.mel * numbers["valid_mel"] + loss.stft * numbers["valid_stft"]
+        numbers |= {"entropy": [round(e, 3) for e in entropies], **scores}
+        if self.teacher is not None:
+            if self._teacher_result is None:
+                # It does not change: measured once.
+                self._teacher_result = self._measure(self.teacher.model, audio)
+            theirs = self._teacher_result
+            gap = F.l1_loss(mine.values, theirs.values).item()
+            share, pairs = distill.agreement(mine.indices, theirs.indices)
+            numbers["valid"] += loss.distillation * gap
+            numbers |= {"valid_distillation": gap, "agreement": share, "agreement_pairs": [round(p, 4) for p in pairs]}
+            numbers |= {f"teacher_{name}": score for name, score in theirs.scores.items()}
+        return numbers, mine.estimate
+
+    def _measure(self, model: CodecModel, audio: Tensor) -> Measured:
+        metrics, rate = self.config.validate_metrics, self.config.model.sample_rate
+        parts = audio.split(VALID_BATCH)
+        estimates, quantized = zip(*(model(part) for part in parts), strict=True)
+        scores: dict[str, float | None] = {
+            name: float(np.mean([loss(e, part).item() for e, part in zip(estimates, parts, strict=True)]))
+            for name, loss in (("mel", self.mel), ("stft", self.stft))
+        }
+        if metrics:
+            scores |= measure(metrics, rate, parts[0], estimates[0])
+        indices, values = (torch.cat([getattr(q, name) for q in quantized]) for name in ("indices", "values"))
+        return Measured(scores, indices, values, estimates[0])
+
+    def add_minutes(self, minutes: float) -> None:
+        """Count time; the first process's clock decides for all, so that all agree where the run stands."""
+        self.minutes += minutes
+        if self.accelerator.num_processes > 1 and self.config.minutes is not None:
+            clock = [self.minutes]
+            broadcast_object_list(clock)
+            self.minutes = clock[0]
+
+    def state(self) -> dict[str, Any]:
+        """All that a later process needs to go on."""
+        return {
+            "config": self.config.model.model_dump_json(),
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "discriminator": self.discriminator.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "rng": json.dumps(self.rng.bit_generator.state),
+            "torch_rng": torch.get_rng_state(),
+            **{name: getattr(self, name) for name in COUNTERS},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave.
+
+        Raises:
+            Q2D2Error: if it is of another model or other discriminators.
+        """
+        mine = self.config.model.model_dump(mode="json")
+        # States of 0.1.0's first runs do not say; then the weights must fit.
+        theirs = json.loads(state["config"]) if "config" in state else mine
+        if (change := difference({**theirs, "name": ""}, {**mine, "name": ""})) is not None:
+            key, there, here = change
+            raise Q2D2Error(
+                f"the saved state is of another model: model.{key} is {there} there and {here} in the configuration"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.discriminator.load_state_dict(state["discriminator"])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise Q2D2Error(f"the saved state does not fit this configuration: {reason}") from error
+        for name, tensor in state["ema"].items():
+            self.ema[name].copy_(tensor)
+        self.rng.bit_generator.state = json.loads(state["rng"])
+        torch.set_rng_state(state["torch_rng"])
+        for name in COUNTERS:
+            setattr(self, name, state[name])
+
+
+def split_judgements(judged: Judgements) -> tuple[Judgements, Judgements]:
+    """Judgements of a batch to those of its two halves."""
+    halves: tuple[Judgements, Judgements] = ({}, {})
+    for name, members in judged.items():
+        for half, chosen in enumerate(halves):
+            chosen[name] = [(score.chunk(2)[half], [h.chunk(2)[half] for h in hidden]) for score, hidden in members]
+    return halves
+
+
+def start_from(init: str, model: CodecModel, discriminators: Discriminators) -> list[str]:
+    """Copy the weights of another model where names and shapes agree, discriminators too if it has them.
+
+    Returns:
+        What was taken and what was not, a line each.
+
+    Raises:
+        UsageError: if nothing fits.
+    """
+    checkpoint = checkpoints.find(init)
+    source = checkpoints.load(checkpoint).state_dict()
+    target = model.state_dict()
+    fitting = {name: t for name, t in source.items() if name in target and target[name].shape == t.shape}
+    if not fitting:
+        raise UsageError(f"model {init!r} shares no weights with this configuration")
+    model.load_state_dict(fitting, strict=False)
+    new = [name for name in target if name not in fitting]
+    notes = [f"{len(fitting)} of {len(target)} weights from {checkpoint.config.name}"]
+    if new:
+        notes.append(f"new: {', '.join(new[:8])}{' and more' if len(new) > 8 else ''}")
+    judges = checkpoints.load_discriminators(checkpoint.folder)
+    if judges is not None:
+        mine = discriminators.state_dict()
+        same = {name: t for name, t in judges.items() if name in mine and mine[name].shape == t.shape}
+        discriminators.load_state_dict(same, strict=False)
+        notes.append(f"{len(same)} of {len(mine)} discriminator weights")
+    return notes

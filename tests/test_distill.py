@@ -1,0 +1,128 @@
+"""Encoder distillation: another encoder learns the codes of a model under its quantizer and decoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CLIP, ROOT, TINY, Run
+
+from q2d2cli import Codec, checkpoints
+from q2d2cli.audio import read_mono
+from q2d2cli.models.config import ModelConfig, QuantizerConfig
+from q2d2cli.models.model import CodecModel
+from q2d2cli.training.config import difference, read_config
+from q2d2cli.training.distill import Teacher, agreement
+
+STUDENT = ["--set", "model.name=student", "--set", "model.encoder={type: spectral, dim: 24, hidden: 48, layers: 1}"]
+NO_JUDGES = ["--set", "discriminator.start=1"]
+
+
+def validations(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if "valid" in line]
+
+
+def test_student_learns_the_codes_of_its_teacher(run: Run, config: Path, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = ["--set", f"teacher={tiny}", "--set", "steps=120", *STUDENT, *NO_JUDGES]
+    result = run("train", "-c", config, "-o", out, *settings)
+    assert result.returncode == 0, result.stderr.decode()
+    first, *_, last = found = validations(out)
+    assert len(found) == 4
+    losses = [json.loads(line).get("distillation") for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [loss for loss in losses if loss is not None]
+    assert losses[-1] < 0.5 * losses[0]
+    assert last["valid_distillation"] < first["valid_distillation"]
+    assert 1 > last["agreement"] > first["agreement"] > 0
+    assert {"teacher_mel", "teacher_stft", "teacher_stoi", "stoi"} <= set(last)
+    assert last["teacher_mel"] == first["teacher_mel"]
+
+    # Quantizer and decoder are the teacher's, to the bit.
+    teacher, student = (checkpoints.read_safetensors(f / "model.safetensors") for f in (tiny, out / "best"))
+    shared = [name for name in teacher if not name.startswith("encoder.")]
+    assert {name for name in student if not name.startswith("encoder.")} == set(shared)
+    assert all(torch.equal(teacher[name], student[name]) for name in shared)
+
+    # What is logged is what the two codecs do.
+    audio = read_mono(CLIP, TINY.sample_rate)
+    codes = [Codec.from_pretrained(f, "cpu").encode(audio, TINY.sample_rate).indices for f in (tiny, out / "best")]
+    assert agreement(codes[1], codes[0])[0] == pytest.approx(last["agreement"], abs=0.1)
+
+    # The decoder of one decodes the tokens of the other, and the card says how far they agree.
+    target = tmp_path / "student"
+    assert run("export", out, target, "--test", tmp_path / "data").returncode == 0
+    assert f"| agreement | {100 * last['agreement']:.1f}% of tokens" in (target / "README.md").read_text()
+
+    # It goes on like any run.
+    result = run("train", "-c", config, "-o", out, "--resume", *settings, "--set", "steps=122")
+    assert result.returncode == 0, result.stderr.decode()
+    assert validations(out)[-1]["step"] == 122
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["model.hop=96"], ["model.hop is 96, but 48"]),
+        (["model.quantizer.levels=[5,5,5,5]"], ["model.quantizer.levels", "[5, 5, 5, 5]", "[5, 5, 3, 3]"]),
+        (["model.decoder.layers=3"], ["model.decoder.layers is 3, but 2"]),
+        (["model.feature_dim=32"], ["model.feature_dim is 32, but 16"]),
+        (["freeze=[decoder]"], ["freeze", "teacher"]),
+        (["teacher=nobody"], ["no model 'nobody'"]),
+    ],
+)
+def test_what_does_not_fit_the_teacher_is_named(
+    run: Run, config: Path, tiny: Path, tmp_path: Path, settings: list[str], words: list[str]
+) -> None:
+    changes = [part for setting in (f"teacher={tiny}", *settings) for part in ("--set", setting)]
+    result = run("train", "-c", config, "-o", tmp_path / "run", *changes)
+    assert result.returncode == 2
+    assert result.stderr.decode().count("\n") == 1
+    for word in words:
+        assert word in result.stderr.decode()
+
+
+def test_agreement_counts_frames_and_pairs() -> None:
+    teacher = torch.tensor([[[0, 1], [2, 3]], [[4, 5], [6, 7]]])
+    student = torch.tensor([[[0, 1], [2, 9]], [[9, 9], [6, 7]]])
+    assert agreement(student, teacher) == (0.5, [0.75, 0.5])
+    assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ("a.c", 2, 3)
+    assert difference({"a": {"b": 1}}, {"a": {"b": 1}}) is None
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        QuantizerConfig(kind="rhombic", levels=(5, 5, 3, 3), spread=1.2),
+        QuantizerConfig(kind="hexagonal", levels=(5, 5)),
+        QuantizerConfig(kind="fsq", levels=(5, 5, 3)),
+        QuantizerConfig(kind="vq", levels=(16,)),
+    ],
+    ids=lambda quantizer: quantizer.kind,
+)
+def test_quantized_values_decide_the_codes(quantizer: QuantizerConfig) -> None:
+    torch.manual_seed(0)
+    model = CodecModel(ModelConfig(feature_dim=8, quantizer=quantizer)).quantizer.eval()
+    features = torch.randn(2, 50, 8)
+    quantized = model(features.requires_grad_())
+    assert quantized.values.shape[:2] == (2, 50)
+    (gradient,) = torch.autograd.grad(quantized.values.square().sum(), features)
+    assert (gradient.abs().sum(-1) > 0).all()
+    if quantizer.kind == "fsq":
+        assert torch.equal((quantized.values + model.half_width).round().long(), quantized.indices)
+    elif quantizer.kind != "vq":
+        pairs = quantized.values.unflatten(-1, (-1, 2))
+        for j, grid in enumerate(model.grids):
+            assert torch.equal(grid.nearest(pairs[..., j, :]), quantized.indices[..., j])
+
+
+def test_example_fits_its_teacher() -> None:
+    config = read_config(ROOT / "examples" / "speech" / "distill-3k.yaml")
+    assert config.teacher == "speech-3k"
+    teacher = Teacher(config.teacher, config.model, torch.device("cpu"))
+    student = CodecModel(config.model)
+    teacher.lend(student)
+    count = [sum(p.numel() for p in m.encoder.parameters()) for m in (student, teacher.model)]
+    assert count[0] < count[1] / 2
