@@ -111,6 +111,8 @@ def convert_all(
             report(error)
             code = max(code, error.exit_code)
             continue
+        if summary.damaged_blocks or summary.lost_blocks:
+            report(f"{source} {damage(summary.damaged_blocks, summary.lost_blocks)}; decoded what is there")
         if as_json:
             print(json.dumps(asdict(summary)), file=sys.stderr if target == PIPE else sys.stdout, flush=True)
         elif not quiet:
@@ -143,6 +145,11 @@ def progress_bar(name: str, quiet: bool) -> Iterator[Progress]:
         yield update
     finally:
         bar.stop()
+
+
+def damage(damaged: int, lost: int) -> str:
+    """What a robust file has suffered, in words."""
+    return f"is damaged: {damaged} blocks with a wrong checksum, {lost} blocks lost"
 
 
 def last_line(summary: Summary) -> str:

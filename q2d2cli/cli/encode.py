@@ -22,6 +22,9 @@ def encode(
         str, typer.Option("--model", "-m", help="Model name, folder or Hugging Face Hub id.")
     ] = DEFAULT_MODEL,
     device: Device = "auto",
+    robust: Annotated[
+        bool, typer.Option("--robust", help="Payload that survives flipped bits and lost blocks; costs some bits.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -43,6 +46,6 @@ def encode(
     codec = Codec.from_pretrained(model, device)
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
-        return encode_file(codec, source, target, progress)
+        return encode_file(codec, source, target, progress, robust)
 
     return convert_all(jobs, out_dir, force, quiet, as_json, convert)
