@@ -12,7 +12,7 @@ from torch import Tensor
 
 from q2d2cli import DEFAULT_MODEL, checkpoints
 from q2d2cli.audio import Resampler
-from q2d2cli.container.header import FormatError, Header
+from q2d2cli.container.header import FormatError, Header, Payload
 from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output
@@ -31,10 +31,14 @@ class Tokens:
     Attributes:
         indices: `(channels, frames, pairs)` int64 on the CPU; entry `j` of a frame is a point of grid `j`.
         header: model, rates, sample count; `header.num_samples` is never None.
+        damaged_blocks: blocks of the robust file they come from whose checksum did not match.
+        lost_blocks: blocks that were missing there; their frames hold the points nearest the origin.
     """
 
     indices: Tensor
     header: Header
+    damaged_blocks: int = 0
+    lost_blocks: int = 0
 
     @property
     def tokens(self) -> Tensor:
@@ -67,14 +71,21 @@ class Tokens:
         """Payload bits per second of all channels."""
         return self.header.bit_rate
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, robust: bool | None = None) -> None:
         """Write a .q2d file (atomically).
 
+        Args:
+            path: of the file.
+            robust: whether each index gets a field of its own, so that a flipped bit damages one
+                index and not the file; as the header says if None.
+
         Raises:
+            UsageError: if the grids are too large for a robust payload.
             Q2D2Error: if it cannot be written.
         """
+        header = self.header if robust is None else with_payload(self.header, "robust" if robust else "packed")
         with atomic_output(Path(path)) as file:
-            writer = Writer(file, self.header)
+            writer = Writer(file, header)
             writer.write(self.indices.numpy())
             writer.close(self.num_samples)
 
@@ -83,7 +94,8 @@ class Tokens:
         """Read a .q2d file; needs no model.
 
         Raises:
-            Q2D2Error: if the file cannot be read, is truncated or damaged.
+            Q2D2Error: if the file cannot be read, is truncated or damaged (a robust one: if more
+                than its pair indices is damaged).
         """
         try:
             with open(path, "rb") as file:
@@ -96,7 +108,8 @@ class Tokens:
         assert reader.num_samples is not None
         empty = np.empty((reader.header.channels, 0, reader.header.quantizer.num_indices), np.int64)
         indices = torch.from_numpy(np.concatenate([empty, *blocks], axis=1))
-        return cls(indices, replace(reader.header, num_samples=reader.num_samples))
+        header = replace(reader.header, num_samples=reader.num_samples)
+        return cls(indices, header, reader.damaged_blocks, reader.lost_blocks)
 
 
 class Codec:
@@ -389,6 +402,18 @@ class StreamDecoder:
         self._buffer = self._buffer[:, keep - self._buffer_frame :]
         self._buffer_frame = keep
         return audio
+
+
+def with_payload(header: Header, payload: Payload) -> Header:
+    """`header` with another payload mode.
+
+    Raises:
+        UsageError: if the grids are too large for it.
+    """
+    try:
+        return replace(header, payload=payload)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def chunk_frames(codec: Codec, seconds: float | None, context: int | None) -> int | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from q2d2cli.audio import AudioReader, open_sink
-from q2d2cli.codec import Codec, StreamDecoder, StreamEncoder
+from q2d2cli.codec import Codec, StreamDecoder, StreamEncoder, with_payload
 from q2d2cli.container.header import FormatError, Header
 from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.errors import Q2D2Error
@@ -42,19 +42,34 @@ class Summary:
     """Bits per second of the payload, all channels."""
     real_time_factor: float
     """Time taken over duration."""
+    damaged_blocks: int = 0
+    """Blocks that were decoded although their checksum did not match."""
+    lost_blocks: int = 0
+    """Blocks that were missing and filled in."""
 
 
-def encode_file(codec: Codec, source: Path, target: Path, progress: Progress | None = None) -> Summary:
+def encode_file(
+    codec: Codec, source: Path, target: Path, progress: Progress | None = None, robust: bool = False
+) -> Summary:
     """Encode an audio file (`-`: standard input) to a .q2d file (`-`: standard output).
 
+    Args:
+        codec: the model.
+        source: the audio file.
+        target: the .q2d file.
+        progress: called now and then.
+        robust: whether the file's payload is to survive flipped bits and lost blocks.
+
     Raises:
-        UsageError: if there is no such file or the target's folder cannot be written to.
+        UsageError: if there is no such file, the target's folder cannot be written to, or the
+            model's grids are too large for a robust payload.
         Q2D2Error: if it is not audio, is empty or holds NaN; nothing is left at `target` then.
     """
     started = time.monotonic()
     samples = 0
     with AudioReader(source) as audio, atomic_output(target) as file:
-        writer = Writer(file, codec.header(audio.sample_rate, audio.channels, audio.num_samples))
+        header = codec.header(audio.sample_rate, audio.channels, audio.num_samples)
+        writer = Writer(file, with_payload(header, "robust" if robust else "packed"))
         encoder = StreamEncoder(codec, audio.sample_rate, audio.channels)
         total = audio.num_samples / audio.sample_rate if audio.num_samples is not None else None
         for block in audio.blocks():
@@ -85,7 +100,8 @@ def decode_file(
 
     Raises:
         UsageError: if there is no such file, model or output format.
-        Q2D2Error: if the file is damaged or its weights are not here; nothing is left at `target` then.
+        Q2D2Error: if the file is damaged (a robust one: if more than its pair indices is), or its
+            weights are not here; nothing is left at `target` then.
     """
     started = time.monotonic()
     samples = 0
@@ -115,7 +131,8 @@ def decode_file(
         except FormatError as error:
             raise FormatError(f"{name} {error}") from error
     counts = (samples, reader.frames, reader.bytes_read, reader.payload_bytes)
-    return summarize(source, target, header, *counts, time.monotonic() - started)
+    summary = summarize(source, target, header, *counts, time.monotonic() - started)
+    return replace(summary, damaged_blocks=reader.damaged_blocks, lost_blocks=reader.lost_blocks)
 
 
 def summarize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from functools import cache
 from typing import Any
 
 
@@ -13,6 +14,8 @@ def bits(numbers: int) -> int:
 
 
 def sizes_of(kind: int, levels: list[int]) -> list[int]:
+    if kind >= 3:
+        return levels
     pairs = list(zip(levels[::2], levels[1::2], strict=True))
     return [[a * b, a * b + (a - 1) * (b - 1), a * a][kind] for a, b in pairs]
 
@@ -50,42 +53,146 @@ def unpack(data: bytes, frames: int, sizes: list[int]) -> list[list[int]]:
     return result
 
 
+Labelling = tuple[list[int], list[int], list[int]]
+"""Codes of the indices, indices of the codes, and the index nearest the origin in a list of one."""
+
+
+def points_of(kind: int, a: int, b: int) -> list[tuple[int, int]]:
+    """Four times the coordinates of the points."""
+    if kind == 3:
+        return [(4 * (i - a // 2), 0) for i in range(a)]
+    if kind == 2:
+        rows = [(i // a, i % a) for i in range(a * a)]
+        return [(4 * x - 2 * (a - 1) + (-1 if y % 2 else 1), 4 * y - 2 * (a - 1)) for y, x in rows]
+    points = [(4 * (i // b) - 2 * (a - 1), 4 * (i % b) - 2 * (b - 1)) for i in range(a * b)]
+    if kind == 1:
+        cells = range((a - 1) * (b - 1))
+        points += [(4 * (k // (b - 1)) - 2 * (a - 2), 4 * (k % (b - 1)) - 2 * (b - 2)) for k in cells]
+    return points
+
+
+@cache
+def labelling(kind: int, a: int, b: int) -> Labelling:
+    if kind >= 4:
+        width = bits(a)
+        return list(range(a)), [c if c < a else c - 2 ** (width - 1) for c in range(2**width)], [0]
+    points = points_of(kind, a, b)
+    width = bits(len(points))
+    table, written = [0] * 2**width, [0] * 2**width
+
+    def halve(part: list[int], code: int, left: int) -> None:
+        if len(part) == 1:
+            table[code : code + 2**left] = part * 2**left
+            written[code] = 1
+            return
+        xs, ys = [points[i][0] for i in part], [points[i][1] for i in part]
+        along_x = max(xs) - min(xs) >= max(ys) - min(ys)
+        part = sorted(part, key=lambda i: points[i] if along_x else points[i][::-1])
+        middle = (len(part) + 1) // 2
+        halve(part[:middle], code, left - 1)
+        halve(part[middle:], code + 2 ** (left - 1), left - 1)
+
+    halve(list(range(len(points))), 0, width)
+    if width <= 8:
+        distance = [[(x - p) ** 2 + (y - q) ** 2 for p, q in points] for x, y in points]
+        near = [[c ^ 1 << bit for bit in range(width)] for c in range(2**width)]
+
+        def around(c: int) -> int:
+            row = distance[table[c]]
+            return sum((written[c] + written[k]) * row[table[k]] for k in near[c])
+
+        def swap(c: int, k: int) -> None:
+            table[c], table[k], written[c], written[k] = table[k], table[c], written[k], written[c]
+
+        swapped = True
+        while swapped:
+            swapped = False
+            before = [around(c) for c in range(2**width)]
+            for c in range(2**width):
+                changes = []
+                for k in range(2**width):
+                    swap(c, k)
+                    changes.append(around(c) + around(k) - before[c] - before[k])
+                    swap(c, k)
+                k = min(range(2**width), key=changes.__getitem__)
+                if changes[k] < 0:
+                    swap(c, k)
+                    swapped = True
+                    for moved in {c, k, *near[c], *near[k]}:
+                        before[moved] = around(moved)
+        for c in range(2**width):
+            known = [table[k] for k in near[c] if written[k]]
+            if not written[c] and known:
+                table[c] = min(range(len(points)), key=lambda i: sum(distance[i][k] for k in known))
+    codes = [next(c for c in range(2**width) if written[c] and table[c] == i) for i in range(len(points))]
+    return codes, table, [min(range(len(points)), key=lambda i: points[i][0] ** 2 + points[i][1] ** 2)]
+
+
+def labellings(kind: int, levels: list[int]) -> list[Labelling]:
+    if kind >= 3:
+        return [labelling(kind, level, 1) for level in levels]
+    return [labelling(kind, a, b) for a, b in zip(levels[::2], levels[1::2], strict=True)]
+
+
+def unpack_fields(data: bytes, frames: int, tables: list[Labelling]) -> list[list[int]]:
+    stream = int.from_bytes(data, "little")
+    result = []
+    for _ in range(frames):
+        frame = []
+        for _, table, _ in tables:
+            stream, code = divmod(stream, len(table))
+            frame.append(table[code])
+        result.append(frame)
+    return result
+
+
 def decode(data: bytes) -> dict[str, Any]:
-    """Header fields, and `indices[channel][frame][pair]`."""
+    """Header fields, and `indices[channel][frame][pair]`; of robust files also the counts of bad blocks."""
     assert data[:8] == b"\x89Q2D\r\n\x1a\n"
     major, minor, length = struct.unpack_from("<BBH", data, 8)
     assert major == 1
     assert zlib.crc32(data[: length - 4]) == struct.unpack_from("<I", data, length - 4)[0]
     kind, mode, dim, name_length = struct.unpack_from("<BBBB", data, 12)
-    assert mode == 0
+    assert minor >= mode in (0, 1)
     hop, channels, rate, original, samples, block_frames = struct.unpack_from("<HHIIQH", data, 16)
     levels = list(struct.unpack_from(f"<{dim}H", data, 46))
     name = data[46 + 2 * dim : 46 + 2 * dim + name_length].decode()
     sizes = sizes_of(kind, levels)
+    tables = labellings(kind, levels) if mode else []
     indices: list[list[list[int]]] = [[] for _ in range(channels)]
-    position, sequence = length, 0
+    position = length
+    sequence = damaged = lost = 0
     while True:
         first, number, crc = struct.unpack_from("<III", data, position)
         kind_of_block, size = first % 256, first // 256
         payload = data[position + 12 : position + 12 + size]
-        assert zlib.crc32(data[position : position + 8] + payload) == crc
-        assert number == sequence
-        position, sequence = position + 12 + size, sequence + 1
+        whole = zlib.crc32(data[position : position + 8] + payload) == crc
+        assert whole or (mode == 1 and kind_of_block == 1)
+        damaged += not whole
+        assert number == sequence or (mode == 1 and sequence < number <= sequence + 3600)
+        missing = (number - sequence) * block_frames
         if kind_of_block == 2:
             (total,) = struct.unpack_from("<Q", payload)
+            missing = -(-total * rate // (original * hop)) - len(indices[0])
+        for channel in indices:
+            channel += [[origin for _, _, (origin,) in tables] for _ in range(missing)]
+        lost += number - sequence
+        position, sequence = position + 12 + size, number + 1
+        if kind_of_block == 2:
             break
         assert kind_of_block == 1
         (frames,) = struct.unpack_from("<H", payload)
-        step = packed_bytes(frames, sizes)
+        step = -(-frames * sum(map(bits, sizes)) // 8) if mode else packed_bytes(frames, sizes)
         assert size == 2 + channels * step
-        for channel in range(channels):
-            part = payload[2 + channel * step : 2 + (channel + 1) * step]
-            indices[channel] += unpack(part, frames, sizes)
+        for number_of, channel in enumerate(indices):
+            part = payload[2 + number_of * step : 2 + (number_of + 1) * step]
+            channel += unpack_fields(part, frames, tables) if mode else unpack(part, frames, sizes)
     assert position == len(data)
     assert samples in (2**64 - 1, total)
+    bad = {"damaged_blocks": damaged, "lost_blocks": lost} if mode else {}
     return {
         "version": [major, minor],
-        "kind": ["rectangular", "rhombic", "hexagonal"][kind],
+        "kind": ["rectangular", "rhombic", "hexagonal", "fsq", "vq", "rvq"][kind],
         "levels": levels,
         "hop": hop,
         "sample_rate": rate,
@@ -96,4 +203,5 @@ def decode(data: bytes) -> dict[str, Any]:
         "num_samples": total,
         "frames_per_block": block_frames,
         "indices": indices,
+        **bad,
     }

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from q2d2cli.cli import analyze, decode, encode, evaluate, export, info, models, probe, train
+from q2d2cli.cli import analyze, channel, decode, encode, evaluate, export, info, models, probe, train
 
 app = typer.Typer(
     name="q2d2",
@@ -39,6 +39,7 @@ def options(
 app.command("encode", no_args_is_help=True)(encode.encode)
 app.command("decode", no_args_is_help=True)(decode.decode)
 app.command("info", no_args_is_help=True)(info.info)
+app.command("channel", no_args_is_help=True)(channel.channel)
 app.command("models")(models.models)
 app.command("eval", no_args_is_help=True)(evaluate.evaluate)
 app.command("analyze", no_args_is_help=True)(analyze.analyze)

@@ -112,6 +112,8 @@ def convert_all(
             report(error)
             code = max(code, error.exit_code)
             continue
+        if summary.damaged_blocks or summary.lost_blocks:
+            report(f"{source} {damage(summary.damaged_blocks, summary.lost_blocks)}; decoded what is there")
         if as_json:
             print(json.dumps(asdict(summary)), file=sys.stderr if target == PIPE else sys.stdout, flush=True)
         elif not quiet:
@@ -155,6 +157,11 @@ def count_bar(description: str, total: int, quiet: bool) -> Iterator[Callable[[i
     with Bar(console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()) as bar:
         task = bar.add_task(description, total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+def damage(damaged: int, lost: int) -> str:
+    """What a robust file has suffered, in words."""
+    return f"is damaged: {damaged} blocks with a wrong checksum, {lost} blocks lost"
 
 
 def last_line(summary: Summary) -> str:

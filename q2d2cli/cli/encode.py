@@ -28,6 +28,9 @@ def encode(
         typer.Option("--bitrate", "-b", help="kbit/s: picks the model instead, see q2d2 models.", show_default=False),
     ] = None,
     device: Device = "auto",
+    robust: Annotated[
+        bool, typer.Option("--robust", help="Payload that survives flipped bits and lost blocks; costs some bits.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -50,7 +53,7 @@ def encode(
     codec = Codec.from_pretrained(name, device)
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
-        return encode_file(codec, source, target, progress)
+        return encode_file(codec, source, target, progress, robust)
 
     return convert_all(jobs, out_dir, force, quiet, as_json, convert)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from q2d2cli.cli.common import Json
+from q2d2cli.cli.common import Json, damage
 from q2d2cli.errors import Q2D2Error, report
 
 
@@ -27,6 +27,9 @@ def info(
             report(error)
             code = max(code, error.exit_code)
             continue
+        if facts["damaged_blocks"] or facts["lost_blocks"]:
+            report(f"{path} {damage(facts['damaged_blocks'], facts['lost_blocks'])}")
+            code = max(code, Q2D2Error.exit_code)
         if as_json:
             print(json.dumps(facts))
         else:
@@ -41,9 +44,10 @@ def describe(path: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: if there is no such file.
-        Q2D2Error: if it is truncated or damaged.
+        Q2D2Error: if it is truncated or damaged (a robust one: if more than its pair indices is).
     """
     from q2d2cli.container.header import FormatError
+    from q2d2cli.container.packing import group_frames, number_bits
     from q2d2cli.container.stream import Reader
     from q2d2cli.files import PIPE, open_binary
 
@@ -53,6 +57,7 @@ def describe(path: Path) -> dict[str, Any]:
     except FormatError as error:
         raise FormatError(f"{'standard input' if path == PIPE else path} {error}") from error
     header, samples = reader.header, reader.num_samples or 0
+    group = group_frames(header.quantizer.sizes)
     duration = samples / header.original_rate
     return {
         "file": str(path),
@@ -63,7 +68,9 @@ def describe(path: Path) -> dict[str, Any]:
         "levels": list(header.quantizer.levels),
         "points": list(header.quantizer.sizes),
         "codebook": header.quantizer.codebook_size,
-        "bits_per_frame": round(header.quantizer.bits_per_frame, 4),
+        "payload": header.payload,
+        "bits_per_frame": round(header.bits_per_frame, 4),
+        "packed_bits_per_frame": number_bits(header.quantizer.codebook_size, group) / group,
         "hop": header.hop,
         "model_rate": header.sample_rate,
         "frame_rate": round(header.frame_rate, 4),
@@ -74,6 +81,8 @@ def describe(path: Path) -> dict[str, Any]:
         "frames": reader.frames,
         "tokens": reader.frames * header.channels,
         "blocks": blocks,
+        "damaged_blocks": reader.damaged_blocks,
+        "lost_blocks": reader.lost_blocks,
         "bytes": reader.bytes_read,
         "payload_bytes": reader.payload_bytes,
         "bit_rate": 8 * reader.bytes_read / duration if duration else None,
@@ -85,8 +94,14 @@ def as_text(facts: dict[str, Any]) -> str:
     """The facts as aligned lines."""
     whole = f"{facts['bit_rate'] / 1000:.2f} kbit/s with header and checksums" if facts["bit_rate"] else "no audio"
     pcm = facts["samples"] * facts["channels"] * 2
+    damaged = facts["damaged_blocks"] + facts["lost_blocks"]
+    state = f"damaged: {damaged} of {facts['blocks']} blocks" if damaged else f"whole: {facts['blocks']} blocks checked"
+    payload = f"{facts['payload']}, {facts['bits_per_frame']:.3f} bits per frame"
+    if facts["payload"] == "robust":
+        extra = facts["bits_per_frame"] / facts["packed_bits_per_frame"] - 1
+        payload += f" (packed {facts['packed_bits_per_frame']:.3f}: robust costs {extra:.1%} more)"
     rows = [
-        ("file", f"{facts['file']} (.q2d version {facts['version']}, whole: {facts['blocks']} blocks checked)"),
+        ("file", f"{facts['file']} (.q2d version {facts['version']}, {state})"),
         (
             "audio",
             f"{facts['duration']:.3f} s, {facts['sample_rate']} Hz, {facts['channels']} ch, {facts['samples']} samples",
@@ -104,9 +119,9 @@ def as_text(facts: dict[str, Any]) -> str:
         ),
         (
             "frames",
-            f"{facts['frames']} of {facts['hop']} samples at {facts['model_rate']} Hz, "
-            f"{facts['bits_per_frame']:.3f} bits each",
+            f"{facts['frames']} of {facts['hop']} samples at {facts['model_rate']} Hz",
         ),
+        ("payload", payload),
         ("model", f"{facts['model']}, weights {facts['fingerprint']}"),
     ]
     return "\n".join(f"{name:<10} {value}" for name, value in rows)

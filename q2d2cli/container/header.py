@@ -5,16 +5,21 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from q2d2cli.errors import Q2D2Error
 from q2d2cli.quantizers.spec import KINDS, QuantizerSpec
 
 MAGIC = b"\x89Q2D\r\n\x1a\n"
-MAJOR, MINOR = 1, 0
+MAJOR = 1
 UNKNOWN = 2**64 - 1
-MIXED_RADIX = 0
-"""The only payload mode of version 1.0."""
+Payload = Literal["packed", "robust"]
+PAYLOADS: tuple[Payload, ...] = ("packed", "robust")
+"""Payload modes in the order of their codes: mixed radix, and a field of its own for every index."""
+MINORS: dict[Payload, int] = {"packed": 0, "robust": 1}
+"""The first minor version with each payload mode; files carry the lowest that describes them."""
+MAX_ROBUST_POINTS = 65536
+"""Points of a pair that a robust payload can have: its labelling is a table."""
 
 # Kind, payload mode, number of levels, length of the name, hop, channels, model rate, original
 # rate, samples, frames per block, fingerprint; the version and the header's length go before.
@@ -59,9 +64,13 @@ class Header:
     num_samples: int | None
     """Samples per channel at the original rate; None if not known when the header was written."""
     frames_per_block: int
-    version: tuple[int, int] = (MAJOR, MINOR)
+    version: tuple[int, int] = (MAJOR, 0)
+    """Of the file that was read; at least the one that has the payload mode."""
+    payload: Payload = "packed"
+    """How pair indices become bits."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "version", max(self.version, (MAJOR, MINORS[self.payload])))
         limits = {
             "hop": (self.hop, 65535),
             "sample_rate": (self.sample_rate, 2**32 - 1),
@@ -76,6 +85,11 @@ class Header:
                 raise ValueError(f"{name} {value} is out of range: the format holds 1 to {limit}")
         if self.num_samples is not None and not 0 <= self.num_samples < UNKNOWN:
             raise ValueError(f"number of samples {self.num_samples} is out of range")
+        if self.payload == "robust" and max(self.quantizer.sizes) > MAX_ROBUST_POINTS:
+            raise ValueError(
+                f"a grid of {max(self.quantizer.sizes)} points is out of range: a robust payload holds "
+                f"{MAX_ROBUST_POINTS}"
+            )
         if len(self.fingerprint) != 8:
             raise ValueError(f"fingerprint has {len(self.fingerprint)} bytes: it must have 8")
 
@@ -85,9 +99,14 @@ class Header:
         return self.sample_rate / self.hop
 
     @property
+    def bits_per_frame(self) -> float:
+        """Payload bits of a frame: `log2` of the codebook size; robust, the sum of the fields' widths."""
+        return sum(self.quantizer.field_bits) if self.payload == "robust" else self.quantizer.bits_per_frame
+
+    @property
     def bit_rate(self) -> float:
-        """Payload bits per second of all channels: frame rate times `log2` of the codebook size."""
-        return self.channels * self.quantizer.bit_rate(self.sample_rate, self.hop)
+        """Payload bits per second of all channels: frame rate times bits per frame."""
+        return self.channels * self.frame_rate * self.bits_per_frame
 
     @property
     def duration(self) -> float | None:
@@ -103,7 +122,7 @@ class Header:
         name = self.model.encode()
         body = FIXED.pack(
             KINDS.index(self.quantizer.kind),
-            MIXED_RADIX,
+            PAYLOADS.index(self.payload),
             self.quantizer.dim,
             len(name),
             self.hop,
@@ -115,7 +134,8 @@ class Header:
             self.fingerprint,
         )
         body += struct.pack(f"<{self.quantizer.dim}H", *self.quantizer.levels) + name
-        prefix = PREFIX.pack(MAGIC, *self.version, PREFIX.size + len(body) + CRC.size)
+        # Not the version that was read: what a later one adds is not kept.
+        prefix = PREFIX.pack(MAGIC, MAJOR, MINORS[self.payload], PREFIX.size + len(body) + CRC.size)
         return prefix + body + CRC.pack(zlib.crc32(prefix + body))
 
 
@@ -152,7 +172,7 @@ def parse_body(body: bytes, version: tuple[int, int]) -> Header:
     variable = body[FIXED.size :]
     if len(variable) < 2 * dim + name_length:
         raise FormatError("is damaged: its header is too short for its fields")
-    if kind >= len(KINDS) or mode != MIXED_RADIX:
+    if kind >= len(KINDS) or mode >= len(PAYLOADS):
         what = f"quantizer kind {kind}" if kind >= len(KINDS) else f"payload mode {mode}"
         raise FormatError(f"uses {what}, which this q2d2 does not know: upgrade q2d2")
     levels = struct.unpack_from(f"<{dim}H", variable)
@@ -168,6 +188,7 @@ def parse_body(body: bytes, version: tuple[int, int]) -> Header:
             None if samples == UNKNOWN else samples,
             frames,
             version,
+            PAYLOADS[mode],
         )
     except ValueError as error:
         raise FormatError(f"has an impossible header: {error}") from error

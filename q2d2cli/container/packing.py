@@ -63,12 +63,7 @@ def pack(indices: np.ndarray, sizes: tuple[int, ...]) -> bytes:
     Raises:
         ValueError: if the shape is wrong or an index is out of range.
     """
-    if indices.ndim != 2 or indices.shape[1] != len(sizes):
-        raise ValueError(f"indices have shape {indices.shape}: expected (frames, {len(sizes)})")
-    wrong = (indices < 0) | (indices >= np.array(sizes))
-    if wrong.any():
-        frame, pair = np.argwhere(wrong)[0]
-        raise ValueError(f"index {indices[frame, pair]} is out of range: pair {pair} has {sizes[pair]} points")
+    check_range(indices, sizes)
     group = group_frames(sizes)
     full = len(indices) // group * group
     digits = indices.astype(np.uint64)
@@ -78,11 +73,28 @@ def pack(indices: np.ndarray, sizes: tuple[int, ...]) -> bytes:
     return np.packbits(np.concatenate(parts), bitorder="little").tobytes()
 
 
-def unpack(data: bytes, frames: int, sizes: tuple[int, ...]) -> np.ndarray:
+def check_range(indices: np.ndarray, sizes: tuple[int, ...]) -> None:
+    """Raise ValueError unless `indices` is `(frames, pairs)` with column `j` in `[0, sizes[j])`."""
+    if indices.ndim != 2 or indices.shape[1] != len(sizes):
+        raise ValueError(f"indices have shape {indices.shape}: expected (frames, {len(sizes)})")
+    wrong = (indices < 0) | (indices >= np.array(sizes))
+    if wrong.any():
+        frame, pair = np.argwhere(wrong)[0]
+        raise ValueError(f"index {indices[frame, pair]} is out of range: pair {pair} has {sizes[pair]} points")
+
+
+def unpack(data: bytes, frames: int, sizes: tuple[int, ...], strict: bool = True) -> np.ndarray:
     """Inverse of `pack`: bytes to `(frames, pairs)` int64.
 
+    Args:
+        data: what `pack` gave.
+        frames: how many frames that are.
+        sizes: points of each pair's grid.
+        strict: whether bits that `pack` does not write are an error. Otherwise padding is ignored
+            and each group's number is taken modulo `C**k`.
+
     Raises:
-        FormatError: if the number of bytes is wrong or the bits are not ones that `pack` writes.
+        FormatError: if the number of bytes is wrong, or the bits are (`strict`).
     """
     if len(data) != payload_bytes(frames, sizes):
         raise FormatError(f"payload has {len(data)} bytes where {payload_bytes(frames, sizes)} belong")
@@ -93,11 +105,11 @@ def unpack(data: bytes, frames: int, sizes: tuple[int, ...]) -> np.ndarray:
     width = number_bits(codebook, group)
     full_bits = groups * width
     end = full_bits + number_bits(codebook, rest)
-    if bits[end:].any():
+    if strict and bits[end:].any():
         raise FormatError("padding bits of a payload are not zero")
-    parts = [from_bits(bits[:full_bits].reshape(groups, width), sizes * group).reshape(-1, len(sizes))]
+    parts = [from_bits(bits[:full_bits].reshape(groups, width), sizes * group, strict).reshape(-1, len(sizes))]
     if rest:
-        parts.append(from_bits(bits[full_bits:end].reshape(1, -1), sizes * rest).reshape(-1, len(sizes)))
+        parts.append(from_bits(bits[full_bits:end].reshape(1, -1), sizes * rest, strict).reshape(-1, len(sizes)))
     return np.concatenate(parts).astype(np.int64)
 
 
@@ -123,11 +135,11 @@ def to_bits(digits: np.ndarray, radices: tuple[int, ...]) -> np.ndarray:
     return np.unpackbits(octets, axis=1, bitorder="little")[:, :bits].reshape(-1)
 
 
-def from_bits(bits: np.ndarray, radices: tuple[int, ...]) -> np.ndarray:
+def from_bits(bits: np.ndarray, radices: tuple[int, ...], strict: bool) -> np.ndarray:
     """Inverse of `to_bits`: `(groups, bits)` of 0 and 1 to `(groups, digits)` uint64.
 
     Raises:
-        FormatError: if a number is not below the radices' product.
+        FormatError: if a number is not below the radices' product and `strict`; otherwise it is taken modulo that.
     """
     groups, width = bits.shape
     padded = np.zeros((groups, -(-width // 32) * 32), np.uint8)
@@ -140,6 +152,6 @@ def from_bits(bits: np.ndarray, radices: tuple[int, ...]) -> np.ndarray:
             value = (remainder << LIMB_BITS) | limb
             limb[:], remainder = np.divmod(value, np.uint64(radix))
         digits[:, column] = remainder
-    if limbs.any():
+    if strict and limbs.any():
         raise FormatError("payload holds a number outside the codebook")
     return digits

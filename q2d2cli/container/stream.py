@@ -7,12 +7,12 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 
 from q2d2cli.container.header import FormatError, Header, read_header
-from q2d2cli.container.packing import pack, payload_bytes, unpack
+from q2d2cli.container.payload import channel_bytes, concealment, from_payload, to_payload
 
 DATA, END = 0x01, 0x02
 SKIPPABLE = 0x80
@@ -21,6 +21,8 @@ BLOCK = struct.Struct("<III")
 """Type (low byte) and payload length (the other three), sequence number, CRC32."""
 FRAMES = struct.Struct("<H")
 SAMPLES = struct.Struct("<Q")
+MAX_LOST = 3600
+"""Most blocks in a row that a robust file may lack; keeps a damaged sequence number from becoming years of audio."""
 
 
 class Writer:
@@ -84,7 +86,7 @@ class Writer:
             self.file.seek(end)
 
     def _data(self, indices: np.ndarray) -> None:
-        packed = b"".join(pack(channel, self.header.quantizer.sizes) for channel in indices)
+        packed = to_payload(self.header, indices)
         self.payload_bytes += len(packed)
         self.frames += indices.shape[1]
         self._block(DATA, FRAMES.pack(indices.shape[1]) + packed)
@@ -104,15 +106,20 @@ class Writer:
 
 @dataclass(frozen=True)
 class Block:
-    """One checked data block."""
+    """One data block."""
 
     frames: int
     payload: bytes
     """Packed pair indices, channel after channel."""
+    state: Literal["whole", "damaged", "lost"] = "whole"
+    """Whether the checksum matched, did not, or the block is not there (in robust files only)."""
 
 
 class Reader:
     """Reads a .q2d file block by block.
+
+    Data blocks with a wrong checksum and missing data blocks are errors, but not in a robust
+    file: there they are counted, and `unpack` makes the best of them.
 
     Args:
         file: open for reading in binary, at the header; need not be seekable.
@@ -122,7 +129,9 @@ class Reader:
         num_samples: samples per channel; from the header, or from the end block once that is read.
         bytes_read: size of the file so far.
         payload_bytes: packed pair indices among them.
-        frames: frames read per channel.
+        frames: frames read per channel, those of lost blocks among them.
+        damaged_blocks: data blocks whose checksum does not match.
+        lost_blocks: data blocks that are missing.
 
     Raises:
         FormatError: if the header is not that of a .q2d file this version can read.
@@ -132,7 +141,7 @@ class Reader:
         self.file = file
         self.header, self.bytes_read = read_header(file)
         self.num_samples = self.header.num_samples
-        self.payload_bytes = self.frames = 0
+        self.payload_bytes = self.frames = self.damaged_blocks = self.lost_blocks = 0
 
     def __enter__(self) -> Reader:
         return self
@@ -146,47 +155,65 @@ class Reader:
         """Checked data blocks, up to and including a check of the end block.
 
         Raises:
-            FormatError: on a truncated or damaged file; names the block and the time it starts at.
+            FormatError: on a truncated or damaged file (a robust one: if more than the pair
+                indices is damaged); names the block and the time it starts at.
         """
         sequence, short = 0, False
         header = self.header
+        robust = header.payload == "robust"
         while True:
             where = f"block {sequence}, {self.frames / header.frame_rate:.2f} s into the audio"
             head = self._read(BLOCK.size, where)
             first, number, crc = BLOCK.unpack(head)
             kind, length = first & 0xFF, first >> 8
             payload = self._read(length, where)
-            if zlib.crc32(payload, zlib.crc32(head[:8])) != crc:
+            whole = zlib.crc32(payload, zlib.crc32(head[:8])) == crc
+            if not whole and not (robust and kind == DATA):
                 raise FormatError(f"is damaged: the checksum of {where}, does not match")
-            if number != sequence:
+            lost = number - sequence
+            if lost and not (robust and 0 < lost <= MAX_LOST and not short):
                 raise FormatError(f"is damaged: {where}, carries number {number} (blocks lost or out of order)")
-            sequence += 1
+            sequence = number + 1
             if kind == END:
-                self._end(payload)
+                samples = self._end(payload)
+                yield from self._lost(lost, header.frames_for(samples) - self.frames)
+                self._check_end(samples)
                 return
+            yield from self._lost(lost, lost * header.frames_per_block)
             if kind >= SKIPPABLE:
                 continue
             if kind != DATA:
                 raise FormatError(f"has a block of type {kind}, which this q2d2 does not know: upgrade q2d2")
             frames = FRAMES.unpack_from(payload)[0] if length >= FRAMES.size else 0
-            expected = header.channels * payload_bytes(frames, header.quantizer.sizes)
+            expected = header.channels * channel_bytes(header, frames)
             if short or not 1 <= frames <= header.frames_per_block or length != FRAMES.size + expected:
                 raise FormatError(f"is damaged: {where}, has an impossible length")
             short = frames < header.frames_per_block
             self.frames += frames
             self.payload_bytes += expected
-            yield Block(frames, payload[FRAMES.size :])
+            self.damaged_blocks += not whole
+            yield Block(frames, payload[FRAMES.size :], "whole" if whole else "damaged")
 
     def unpack(self, block: Block) -> np.ndarray:
-        """Pair indices of a block, `(channels, frames, pairs)` int64.
+        """Pair indices of a block, `(channels, frames, pairs)` int64; of a lost one, what stands in for them.
 
         Raises:
-            FormatError: if the payload is not one that `pack` writes.
+            FormatError: if the payload is not one that a writer writes.
         """
-        sizes = self.header.quantizer.sizes
-        size = payload_bytes(block.frames, sizes)
-        parts = [block.payload[i : i + size] for i in range(0, len(block.payload), size)]
-        return np.stack([unpack(part, block.frames, sizes) for part in parts])
+        if block.state == "lost":
+            return concealment(self.header, block.frames)
+        return from_payload(self.header, block.payload, block.frames)
+
+    def _lost(self, blocks: int, frames: int) -> Iterator[Block]:
+        """Stand-ins for missing blocks that hold so many frames in all."""
+        for _ in range(blocks):
+            size = min(frames, self.header.frames_per_block)
+            if size < 1:
+                return
+            frames -= size
+            self.frames += size
+            self.lost_blocks += 1
+            yield Block(size, b"", "lost")
 
     def _read(self, size: int, where: str) -> bytes:
         data = self.file.read(size)
@@ -195,12 +222,16 @@ class Reader:
         self.bytes_read += size
         return data
 
-    def _end(self, payload: bytes) -> None:
+    def _end(self, payload: bytes) -> int:
+        """Samples per channel that the end block names."""
         if len(payload) < SAMPLES.size:
             raise FormatError("is damaged: its end block is too short")
         (samples,) = SAMPLES.unpack_from(payload)
         if self.header.num_samples not in (None, samples):
             raise FormatError(f"is damaged: header says {self.header.num_samples} samples, end block {samples}")
+        return samples
+
+    def _check_end(self, samples: int) -> None:
         if self.frames != self.header.frames_for(samples):
             raise FormatError(
                 f"is damaged: its end block says {samples} samples, which {self.frames} frames do not hold"

@@ -91,6 +91,11 @@ class QuantizerSpec:
         """Size of the (implicit) codebook, the product of the indices' sizes (paper equation 5)."""
         return math.prod(self.sizes)
 
+    @cached_property
+    def field_bits(self) -> tuple[int, ...]:
+        """Bits that hold each index on its own, `ceil(log2 G_j)`."""
+        return tuple((size - 1).bit_length() for size in self.sizes)
+
     @property
     def bits_per_frame(self) -> float:
         """`log2` of the codebook size."""
