@@ -317,6 +317,21 @@ def test_pairs_of_folders(run: Run, corpus: Path, tmp_path: Path) -> None:
     assert "short.wav" in lines
 
 
+def test_robust_payload_withstands_bit_errors_that_packed_does_not(run: Run, tmp_path: Path) -> None:
+    command = ("eval", CLIP, "--codec", "q2d2:speech-3k", "--codec", "original", "--channel", "ber=0.003,0.01", "--json")
+    result = run(*command, "--metrics", "stoi", "--out", tmp_path / "out", "-j", "1")
+    assert result.returncode == 0, result.stderr
+    codecs = json.loads(result.stdout)["codecs"]
+    stoi = {c["name"]: c["datasets"]["all"]["stoi"]["mean"] for c in codecs}
+    clean = stoi["speech-3k"]
+    for rate in ("0.003", "0.01"):
+        robust, packed = (stoi[f"speech-3k ({mode}, bit errors {rate})"] for mode in ("robust", "packed"))
+        assert clean > robust > packed + 0.01
+    assert [c["bit_rate"] for c in codecs if "robust" in c["name"]] == pytest.approx([22 / 20 * 3333] * 2, rel=0.01)
+    assert (tmp_path / "out/channel.svg").read_text().startswith("<svg")
+    assert "Over a bad channel" in (tmp_path / "out/report.html").read_text()
+
+
 def test_speed_and_memory(run: Run, corpus: Path, tiny: Path) -> None:
     result = run("eval", corpus / "a", "--codec", f"q2d2:{tiny}", "--metrics", "stoi,rtf,memory", "--json")
     codec = json.loads(result.stdout)["codecs"][0]
@@ -329,6 +344,8 @@ def test_usage_errors(run: Run, corpus: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (("--metrics", "pesq,nosuch"), "unknown metric 'nosuch': choose from utmos, dnsmos, pesq"),
         (("--codec", "nosuch"), "unknown codec 'nosuch'"),
+        (("--channel", "ber=2"), "cannot understand --channel 'ber=2'"),
+        (("--codec", "original", "--channel", "ber=0.1"), "--channel needs a model"),
         (("--metrics", "utmos", "--utmos-weights", tmp_path / "none.pt"), "no UTMOS weights at"),
     ):
         result = run("eval", corpus, *arguments)

@@ -25,6 +25,7 @@ SPEED_COLUMNS = (("rtf_encode", "encode RTF", 4), ("rtf_decode", "decode RTF", 4
 """Key in the result, title and decimals."""
 STATE_NAME, CSV_NAME, JSON_NAME = "scores.jsonl", "scores.csv", "results.json"
 REPORT_NAME, PLOT_NAME = "report.html", "rate-quality.svg"
+CHANNEL_NAME = "channel.svg"
 
 
 def evaluate(
@@ -60,6 +61,12 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(
+            "--channel", help="ber=1e-4,1e-3 or loss=0.05,0.1: also score the models over it.", show_default=False
+        ),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Processes.", show_default="one per core, one on a GPU")
     ] = None,
@@ -80,6 +87,10 @@ def evaluate(
     specs = list(dict.fromkeys(codec or []))
     if not specs and degraded is None:
         specs = [f"q2d2:{DEFAULT_MODEL}"]
+    if channel is not None:
+        from q2d2cli.evaluation.codecs import damaged
+
+        specs += damaged(specs, channel)
     result = measure(source, names, specs, degraded, limit, out, jobs, utmos_weights, device, quiet)
     if as_json:
         print(json.dumps(result))
@@ -226,7 +237,7 @@ def add_speed(result: dict[str, Any], plan: Plan, clips: Sequence[Clip], wanted:
     failed = 0
     with Console(stderr=True, quiet=quiet).status("timing"):
         for spec, entry in zip(plan.specs, result["codecs"], strict=False):
-            if entry["identity"] == "original":
+            if entry["identity"] == "original" or "channel" in entry:
                 continue
             try:
                 measured = measure_speed(spec, plan.device, audio, rate)
@@ -246,12 +257,14 @@ def write_all(
 
     texts = {CSV_NAME: to_csv(result, rows), JSON_NAME: json.dumps(result, indent=1) + "\n"}
     try:
-        from q2d2cli.evaluation.plots import rate_quality, to_svg
+        from q2d2cli.evaluation.plots import channel_quality, rate_quality, to_svg
         from q2d2cli.evaluation.report import write_report
 
         texts[REPORT_NAME] = write_report(result, rows, subjects, clips)
         if (figure := rate_quality(result)) is not None:
             texts[PLOT_NAME] = to_svg(figure, standalone=True)
+        if (figure := channel_quality(result)) is not None:
+            texts[CHANNEL_NAME] = to_svg(figure, standalone=True)
     except ModuleNotFoundError as error:
         report(f'no report and plot, {error.name} is not here: pip install "q2d2[eval]"')
     for name, text in texts.items():

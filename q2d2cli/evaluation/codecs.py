@@ -5,19 +5,24 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import soundfile
 import soxr
 
 from q2d2cli.audio import read_mono
+from q2d2cli.container.header import Payload
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import check_input
 
+DAMAGE_MARK = "|"
+"""Between a model's description and that of the channel."""
 FRAME_SECONDS = 0.04
 """By how much a pair of files may differ in length: the longest frame of common codecs."""
 TOOL_SECONDS = 600
@@ -131,6 +136,54 @@ class Q2D2Subject(CodecSubject):
             size = path.stat().st_size
         audio = self.codec.decode(encoded).numpy()[0]
         return Reconstruction(audio, encoded.bit_rate * encoded.duration, size, encoded.indices.numpy()[0])
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What happens to tokens between encoder and decoder.
+
+    Attributes:
+        payload: payload mode that they travel in.
+        kind: bit error rate or share of lost blocks.
+        value: how much of it, in [0, 1].
+    """
+
+    payload: Payload
+    kind: Literal["ber", "loss"]
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.payload}, {'bit errors' if self.kind == 'ber' else 'packet loss'} {self.value:g}"
+
+
+class ChannelSubject(CodecSubject):
+    """One of this project's models over a bad channel.
+
+    Args:
+        codec: the model.
+        damage: what the channel does; reproducible for each clip.
+    """
+
+    def __init__(self, codec: Q2D2Subject, damage: Damage) -> None:
+        self.inner, self.damage = codec, damage
+        self.name = f"{codec.name} ({damage})"
+        self.identity = f"{codec.identity}:{damage}"
+        self.num_quantizers, self.token_rate = codec.num_quantizers, codec.token_rate
+
+    def encode(self, audio: np.ndarray, rate: int) -> Any:
+        """To `Tokens`."""
+        return self.inner.encode(audio, rate)
+
+    def decode(self, encoded: Any, rate: int, num_samples: int) -> Reconstruction:
+        """From what arrives of them."""
+        from q2d2cli.evaluation.channel import damage
+
+        # The same errors for the same clip, whatever the order of clips.
+        rng = np.random.default_rng(zlib.crc32(encoded.indices.numpy().tobytes()))
+        ber, loss = (self.damage.value if self.damage.kind == kind else None for kind in ("ber", "loss"))
+        arrived = damage(encoded, self.damage.payload, ber, loss, rng)
+        audio = self.inner.codec.decode(arrived).numpy()[0]
+        return Reconstruction(audio, arrived.bit_rate * arrived.duration)
 
 
 @dataclass(frozen=True)
@@ -266,6 +319,34 @@ class FolderSubject(Subject):
         raise AssertionError
 
 
+def damaged(specs: Sequence[str], channel: str) -> list[str]:
+    """Descriptions of q2d2's models over a channel, in both payload modes.
+
+    Args:
+        specs: codecs; those of others are left out.
+        channel: `ber=1e-4,1e-3` or `loss=0.05,0.1`.
+
+    Raises:
+        UsageError: if the channel is not understood, or no model is among the codecs.
+    """
+    kind, equals, values = channel.partition("=")
+    try:
+        numbers = [float(value) for value in values.split(",")]
+    except ValueError:
+        numbers = []
+    if kind not in {"ber", "loss"} or not equals or not numbers or not all(0 <= value <= 1 for value in numbers):
+        raise UsageError(f"cannot understand --channel {channel!r}: write ber=1e-4,1e-3 or loss=0.05, between 0 and 1")
+    models = [spec for spec in specs if spec.partition(":")[0] == "q2d2"]
+    if not models:
+        raise UsageError("--channel needs a model: name one with --codec q2d2:NAME")
+    return [
+        DAMAGE_MARK.join((model, payload, kind, str(value)))
+        for model in models
+        for payload in ("packed", "robust")
+        for value in numbers
+    ]
+
+
 def is_rate(text: str) -> bool:
     """Whether this is a positive number."""
     try:
@@ -283,13 +364,19 @@ def open_subject(spec: str, device: str) -> Subject:
     """A codec from its description.
 
     Args:
-        spec: `q2d2:NAME`, `opus:6`, `codec2:3200`, `speex:8`, `encodec:6`, `dac`, `mimi:8`, `snac` or `original`.
+        spec: `q2d2:NAME` (or one of `damaged`), `opus:6`, `codec2:3200`,
+            `speex:8`, `encodec:6`, `dac`, `mimi:8`, `snac` or `original`.
         device: for neural codecs: `auto`, `cpu`, `cuda`.
 
     Raises:
         UsageError: if it is unknown.
         Q2D2Error: if it cannot run here.
     """
+    if DAMAGE_MARK in spec:
+        spec, payload, what, value = spec.split(DAMAGE_MARK)
+        inner = open_subject(spec, device)
+        assert isinstance(inner, Q2D2Subject)
+        return ChannelSubject(inner, Damage(cast(Payload, payload), cast(Any, what), float(value)))
     kind, _, setting = spec.partition(":")
     if kind == "original":
         return Original()

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,7 +21,7 @@ from q2d2cli.audio import audio_files, read_original
 from q2d2cli.container.packing import pack, unpack
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.codebook import pair_entropies, pair_utilization
-from q2d2cli.evaluation.codecs import FolderSubject, Original, Subject, open_subject
+from q2d2cli.evaluation.codecs import ChannelSubject, FolderSubject, Original, Subject, open_subject
 from q2d2cli.evaluation.metrics import METRICS, score
 
 Scores = dict[str, float | None]
@@ -311,6 +311,9 @@ def sum_up(plan: Plan, subjects: Sequence[Subject], rows: Sequence[Row], skipped
 
 def sum_up_codec(subject: Subject, rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, Any]:
     """The part of the result that belongs to one codec."""
+    channel = {}
+    if isinstance(subject, ChannelSubject):
+        channel = {"channel": {"model": subject.inner.name, **asdict(subject.damage)}}
     good = [row for row in rows if not row["error"]]
     seconds = sum(row["seconds"] for row in good)
     datasets = sorted({row["dataset"] for row in rows})  # those of failures, too: the same for every codec
@@ -337,6 +340,7 @@ def sum_up_codec(subject: Subject, rows: Sequence[Row], metrics: Sequence[str]) 
             for name, part in {**groups, "all": good}.items()
         },
         **codebook_use(subject, good),
+        **channel,
     }
 
 

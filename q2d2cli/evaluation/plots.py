@@ -65,7 +65,7 @@ def to_svg(figure: Figure, standalone: bool = False) -> str:
 
 def rate_quality(result: dict[str, Any]) -> Figure | None:
     """Mean and 95% interval of each metric against the payload's bit rate; None if no codec has one."""
-    codecs = [codec for codec in result["codecs"] if codec["bit_rate"]]
+    codecs = [codec for codec in result["codecs"] if codec["bit_rate"] and "channel" not in codec]
     metrics = [m for m in result["metrics"] if any(c["datasets"]["all"][m]["mean"] is not None for c in codecs)]
     if not codecs or not metrics:
         return None
@@ -101,13 +101,43 @@ def rate_quality(result: dict[str, Any]) -> Figure | None:
     return figure
 
 
+def channel_quality(result: dict[str, Any]) -> Figure | None:
+    """Mean of each metric against what the channel does, a line per model and payload; None without a channel."""
+    codecs = [codec for codec in result["codecs"] if "channel" in codec]
+    metrics = [m for m in result["metrics"] if any(c["datasets"]["all"][m]["mean"] is not None for c in codecs)]
+    if not metrics:
+        return None
+    clean = {c["name"]: c["datasets"]["all"] for c in result["codecs"] if "channel" not in c}
+    models = list(dict.fromkeys(codec["channel"]["model"] for codec in codecs))
+    figure, axes = new_figure(max(4.6, 3.5 * len(metrics)), 3.4, len(metrics))
+    for axis, metric in zip(axes, metrics, strict=True):
+        for number, model in enumerate(models):
+            colour = COLOURS[number % len(COLOURS)]
+            for payload, line, marker in (("packed", ":", "s"), ("robust", "-", "o")):
+                points = [
+                    (c["channel"]["value"], c["datasets"]["all"][metric]["mean"])
+                    for c in codecs
+                    if c["channel"]["model"] == model and c["channel"]["payload"] == payload
+                ]
+                label = f"{model}, {payload}"
+                axis.plot(*zip(*points, strict=True), line, marker=marker, color=colour, markersize=5, label=label)
+            if model in clean and (mean := clean[model][metric]["mean"]) is not None:
+                axis.axhline(mean, linestyle="--", linewidth=1, color=colour, alpha=0.6)
+        axis.set_xscale("log")
+        axis.set_xlabel("bit error rate" if codecs[0]["channel"]["kind"] == "ber" else "share of lost blocks")
+        axis.set_ylabel(METRICS[metric].title)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, labelcolor=INK)
+    return figure
+
+
 def distributions(result: dict[str, Any], rows: Sequence[Row]) -> Figure | None:
     """Distribution of each metric over clips, a box per codec; None if nothing was scored."""
     metrics = [m for m in result["metrics"] if any(row["scores"].get(m) is not None for row in rows)]
     if not metrics:
         return None
     scored = {row["codec"] for row in rows if any(row["scores"].get(m) is not None for m in metrics)}
-    codecs = [codec for codec in result["codecs"] if codec["identity"] in scored]
+    codecs = [codec for codec in result["codecs"] if codec["identity"] in scored and "channel" not in codec]
     figure, axes = new_figure(max(4.6, 3.5 * len(metrics)), 1.2 + 0.42 * len(codecs), len(metrics))
     for axis, metric in zip(axes, metrics, strict=True):
         values = [

@@ -14,10 +14,10 @@ import soundfile
 
 from q2d2cli.audio import read_original
 from q2d2cli.errors import Q2D2Error
-from q2d2cli.evaluation.codecs import Original, Subject
+from q2d2cli.evaluation.codecs import ChannelSubject, Original, Subject
 from q2d2cli.evaluation.evaluate import Clip, Row
 from q2d2cli.evaluation.metrics import METRICS
-from q2d2cli.evaluation.plots import distributions, rate_quality, spectrogram, to_svg
+from q2d2cli.evaluation.plots import channel_quality, distributions, rate_quality, spectrogram, to_svg
 
 EXAMPLE_SECONDS = 10.0
 """At most so much of a clip is put into the report."""
@@ -72,6 +72,13 @@ def write_report(
     ]
     if (figure := rate_quality(result)) is not None:
         parts += ["<h2>Quality against bit rate</h2>", f'<div class="scroll">{to_svg(figure)}</div>']
+    if (figure := channel_quality(result)) is not None:
+        parts += [
+            "<h2>Over a bad channel</h2>",
+            "<p>Dashed: without errors. A packed payload is here decoded by force, errors and all; "
+            "<code>q2d2 decode</code> refuses it.</p>",
+            f'<div class="scroll">{to_svg(figure)}</div>',
+        ]
     if (figure := distributions(result, rows)) is not None:
         parts += [
             "<h2>Distributions</h2>",
@@ -195,7 +202,7 @@ def pick_examples(metric: str, codec: str, rows: Sequence[Row]) -> list[tuple[st
 
 def examples(result: dict[str, Any], rows: Sequence[Row], subjects: Sequence[Subject], clips: Sequence[Clip]) -> str:
     """Players and spectrograms of the best, median and worst clip."""
-    ranked = [s for s in subjects if not isinstance(s, Original)]
+    ranked = [s for s in subjects if not isinstance(s, Original | ChannelSubject)]
     metric = next((m for m in ("pesq", "stoi", *result["metrics"]) if m in result["metrics"]), None)
     if not ranked or metric is None:
         return ""
