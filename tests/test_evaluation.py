@@ -318,7 +318,17 @@ def test_pairs_of_folders(run: Run, corpus: Path, tmp_path: Path) -> None:
 
 
 def test_robust_payload_withstands_bit_errors_that_packed_does_not(run: Run, tmp_path: Path) -> None:
-    command = ("eval", CLIP, "--codec", "q2d2:speech-3k", "--codec", "original", "--channel", "ber=0.003,0.01", "--json")
+    command = (
+        "eval",
+        CLIP,
+        "--codec",
+        "q2d2:speech-3k",
+        "--codec",
+        "original",
+        "--channel",
+        "ber=0.003,0.01",
+        "--json",
+    )
     result = run(*command, "--metrics", "stoi", "--out", tmp_path / "out", "-j", "1")
     assert result.returncode == 0, result.stderr
     codecs = json.loads(result.stdout)["codecs"]

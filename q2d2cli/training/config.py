@@ -45,6 +45,12 @@ class DataConfig(Strict):
     level_std: Weight = 7.0
     silence: Fraction = 0.02
     """Share of crops scaled down to near silence, so that silence decodes to silence."""
+    noise: Fraction = 0.0
+    """Share of crops that get coloured noise, 0 to 30 dB below them."""
+    band: Fraction = 0.0
+    """Share of crops cut to a narrower band, as of telephones and old recordings."""
+    tones: Fraction = 0.0
+    """Share of crops replaced by notes, so that beeps and music do not vanish."""
 
 
 class OptimConfig(Strict):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from q2d2cli.audio import Resampler, audio_files, read_mono
 from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.training.augment import augment
 from q2d2cli.training.config import DataConfig
 
 Progress = Callable[[int, int], None]
@@ -79,7 +80,8 @@ class Corpus(ABC):
         places = rng.random(count)
         target = 10 ** (rng.normal(config.level_mean, config.level_std, count) / 20)
         fade = np.where(rng.random(count) < config.silence, 10 ** rng.uniform(-4.5, -2.0, count), 1.0)
-        batch = self.read(places[part], length)
+        seeds = rng.integers(2**63, size=count)
+        batch = augment(self.read(places[part], length), config, self.sample_rate, seeds[part])
         wanted, quiet = (torch.from_numpy(x[part]).float().to(batch.device) for x in (target, fade))
         rms = batch.square().mean(1).sqrt() + 1e-9
         peak = batch.abs().amax(1) + 1e-9

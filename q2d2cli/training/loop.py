@@ -81,7 +81,8 @@ def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | No
         console.print(f"skipped {path}: not readable as audio")
     named = len(corpus.broken)
     console.print(corpus.summary)
-    valid = valid_corpus.crops(VALID_CROPS, int(VALID_SECONDS * rate), config.data, np.random.default_rng(0))
+    as_it_is = config.data.model_copy(update={"noise": 0.0, "band": 0.0, "tones": 0.0})
+    valid = valid_corpus.crops(VALID_CROPS, int(VALID_SECONDS * rate), as_it_is, np.random.default_rng(0))
 
     def save() -> None:
         positions = gather_object([corpus.position])

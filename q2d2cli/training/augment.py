@@ -1,0 +1,81 @@
+"""Augmentation of training crops: what reaches a codec is not only clean speech."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from q2d2cli.training.config import DataConfig
+
+QUIET_RMS = 3e-3
+"""Noise is set against at least this, so that pauses get some too."""
+
+
+def augment(batch: Tensor, config: DataConfig, sample_rate: int, seeds: np.ndarray) -> Tensor:
+    """Change random crops of a batch: tones instead of speech, a narrower band, noise.
+
+    Args:
+        batch: `(count, length)` float32.
+        config: shares.
+        sample_rate: of the crops, Hz.
+        seeds: `(count,)`; decides everything about each crop, so that processes which share a batch agree.
+
+    Returns:
+        A batch of the same shape.
+    """
+    if not (config.noise or config.band or config.tones):
+        return batch
+    rows = []
+    for crop, seed in zip(batch, seeds, strict=True):
+        rng = np.random.default_rng(seed)
+        choices = rng.random(3)
+        if choices[0] < config.tones:
+            crop = torch.from_numpy(tones(len(crop), sample_rate, rng)).to(batch.device)
+        if choices[1] < config.band:
+            crop = torch.fft.irfft(torch.fft.rfft(crop) * band(len(crop), sample_rate, rng).to(crop), len(crop))
+        if choices[2] < config.noise:
+            hiss = torch.from_numpy(noise(len(crop), sample_rate, rng)).to(batch.device)
+            crop = crop + hiss * crop.square().mean().sqrt().clamp(min=QUIET_RMS) * 10 ** (-rng.uniform(0, 30) / 20)
+        rows.append(crop)
+    return torch.stack(rows)
+
+
+def noise(length: int, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """`(length,)` float32 of noise with RMS 1: white to brown, the whole band or a part of it."""
+    frequencies = np.fft.rfftfreq(length, 1 / sample_rate)
+    shape = np.maximum(frequencies, 30.0) ** -rng.uniform(0.0, 1.2)
+    if rng.random() < 0.5:
+        shape[frequencies > rng.uniform(2000, sample_rate / 2)] = 0.0
+    spectrum = shape * (rng.normal(size=len(shape)) + 1j * rng.normal(size=len(shape)))
+    samples = np.fft.irfft(spectrum, length)
+    return (samples / max(1e-9, np.sqrt(np.mean(samples**2)))).astype(np.float32)
+
+
+def tones(length: int, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """`(length,)` float32 of one to four notes with harmonics, held, plucked or gliding: beeps and music."""
+    time = np.arange(length) / sample_rate
+    samples = np.zeros(length)
+    for _ in range(rng.integers(1, 5)):
+        frequency = 2 ** rng.uniform(np.log2(80), np.log2(2000))
+        glide = 2 ** (rng.normal(0, 0.3) * time) if rng.random() < 0.3 else np.ones(length)
+        phase = 2 * np.pi * np.cumsum(frequency * glide) / sample_rate + rng.uniform(0, 2 * np.pi)
+        decay = rng.uniform(0.3, 2.0)
+        harmonics = np.arange(1, rng.integers(1, 12) + 1)
+        harmonics = harmonics[harmonics * frequency * glide.max() < sample_rate / 2]
+        note = sum(np.sin(k * phase) * k**-decay for k in harmonics)
+        if rng.random() < 0.5:
+            onset = rng.uniform(0, time[-1])
+            note = note * np.where(time >= onset, np.exp(-(time - onset) * rng.uniform(1, 12)), 0.0)
+        samples += note * rng.uniform(0.3, 1.0)
+    return (0.1 * samples).astype(np.float32)
+
+
+def band(length: int, sample_rate: int, rng: np.random.Generator) -> Tensor:
+    """Gains of the bins of a crop's spectrum: low-pass as of old recordings, or telephone band."""
+    frequencies = torch.fft.rfftfreq(length, 1 / sample_rate)
+    top = rng.uniform(3000, 8000)
+    gains = ((top * 1.1 - frequencies) / (0.1 * top)).clamp(0, 1)
+    if rng.random() < 0.5:
+        gains = gains * ((frequencies - 200) / 100).clamp(0, 1)
+    return gains

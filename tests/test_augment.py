@@ -1,0 +1,64 @@
+"""Augmentation of training crops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from q2d2cli.training.augment import augment, noise, tones
+from q2d2cli.training.config import DataConfig
+
+RATE = 24_000
+
+
+def config(**shares: float) -> DataConfig:
+    return DataConfig(train="x", valid=Path("y"), **shares)
+
+
+@pytest.fixture
+def batch() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (8, RATE // 2)).astype(np.float32))
+
+
+def test_nothing_changes_without_shares(batch: torch.Tensor) -> None:
+    assert augment(batch, config(), RATE, np.arange(8)) is batch
+
+
+def test_a_share_is_a_share(batch: torch.Tensor) -> None:
+    many = batch[:1].expand(400, -1)
+    changed = (augment(many, config(noise=0.25), RATE, np.arange(400)) != many).any(1).float().mean()
+    assert 0.17 < changed < 0.33
+
+
+def test_each_crop_depends_on_its_seed_alone(batch: torch.Tensor) -> None:
+    shares = config(noise=0.5, band=0.5, tones=0.5)
+    whole = augment(batch, shares, RATE, np.arange(8))
+    assert torch.equal(whole[4:], augment(batch[4:], shares, RATE, np.arange(4, 8)))
+    assert not torch.equal(whole, augment(batch, shares, RATE, np.arange(8, 16)))
+
+
+def test_noise_is_at_most_as_loud_as_the_crop(batch: torch.Tensor) -> None:
+    added = augment(batch, config(noise=1.0), RATE, np.arange(8)) - batch
+    ratio = added.square().mean(1).sqrt() / batch.square().mean(1).sqrt()
+    assert (ratio > 10 ** (-31 / 20)).all()
+    assert (ratio < 1.01).all()
+
+
+def test_a_narrower_band_has_nothing_above(batch: torch.Tensor) -> None:
+    narrow = augment(batch, config(band=1.0), RATE, np.arange(8))
+    power = torch.fft.rfft(narrow).abs().square()
+    frequencies = torch.fft.rfftfreq(batch.shape[1], 1 / RATE)
+    assert (power[:, frequencies > 8900].sum(1) < 1e-6 * power.sum(1)).all()
+    assert (power[:, frequencies < 2900].sum(1) > 0.1 * power.sum(1)).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tones_and_noise_are_sound(seed: int) -> None:
+    for make in (tones, noise):
+        samples = make(RATE // 2, RATE, np.random.default_rng(seed))
+        assert samples.dtype == np.float32
+        assert np.isfinite(samples).all()
+        assert samples.any()
