@@ -97,6 +97,23 @@ def find(name: str) -> Checkpoint:
     )
 
 
+def find_weights(name: str, wanted: bytes) -> Checkpoint:
+    """The checkpoint with this fingerprint: the model of that name, or an earlier version of it in any model folder.
+
+    Returns:
+        The model of that name if none has the fingerprint.
+
+    Raises:
+        UsageError: if there is neither.
+    """
+    here = available()
+    candidates = [checkpoint for checkpoint in here if checkpoint.folder.name == name]
+    for checkpoint in [*candidates, *here]:
+        if checkpoint.fingerprint() == wanted:
+            return checkpoint
+    return candidates[0] if candidates else find(name)
+
+
 def fetch(hub_id: str) -> Path:
     """Download a model's two files from the Hugging Face Hub (cached); returns their folder."""
     from huggingface_hub import snapshot_download

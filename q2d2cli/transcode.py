@@ -88,12 +88,12 @@ def encode_file(
 
 
 def decode_file(
-    codec_for: Callable[[str], Codec], source: Path, target: Path, progress: Progress | None = None
+    codec_for: Callable[[Header], Codec], source: Path, target: Path, progress: Progress | None = None
 ) -> Summary:
     """Decode a .q2d file (`-`: standard input) to an audio file (`-`: WAV on standard output).
 
     Args:
-        codec_for: gives the codec for the model name in the header.
+        codec_for: gives the codec for the model that the header names.
         source: the .q2d file.
         target: its suffix decides the format.
         progress: called now and then.
@@ -110,7 +110,7 @@ def decode_file(
         try:
             reader = Reader(stack.enter_context(open_binary(source)))
             header = reader.header
-            codec = codec_for(header.model)
+            codec = codec_for(header)
             try:
                 decoder = StreamDecoder(codec, header)
             except Q2D2Error as error:

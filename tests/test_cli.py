@@ -6,6 +6,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -17,9 +18,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import CLIP, ROOT, Run
+from conftest import CLIP, ROOT, TINY, Run
 
-from q2d2cli import Codec, Tokens
+from q2d2cli import Codec, Tokens, checkpoints
+from q2d2cli.models.config import ModelConfig
+from q2d2cli.models.model import CodecModel
 
 
 def one_line(result: subprocess.CompletedProcess[bytes], code: int, *words: str) -> None:
@@ -335,3 +338,20 @@ def test_a_bit_rate_picks_the_model(run: Run) -> None:
     assert "no model for 5 kbit/s here: choose from" in missing.stderr.decode()
     both = run("encode", CLIP, "other.q2d", "--bitrate", "3", "--model", "speech-3k")
     assert both.returncode == 2
+
+
+def test_files_of_earlier_weights_decode_where_these_are_kept(run: Run, tiny: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(tiny, models / "tiny")
+    environment = {"Q2D2_MODELS": str(models)}
+    assert run("encode", CLIP, "old.q2d", "-m", "tiny", environment=environment).returncode == 0
+    (models / "tiny").rename(models / "tiny-first")
+    config = json.loads((tiny / "config.json").read_text())
+    checkpoints.save(models / "tiny", ModelConfig.model_validate(config["model"]), CodecModel(TINY).state_dict())
+    assert run("encode", CLIP, "new.q2d", "-m", "tiny", environment=environment).returncode == 0
+    for name in ("old", "new"):
+        assert run("decode", f"{name}.q2d", environment=environment).returncode == 0
+    shutil.rmtree(models / "tiny-first")
+    refused = run("decode", "old.q2d", "again.wav", environment=environment)
+    assert refused.returncode == 1
+    assert "get those weights" in refused.stderr.decode()

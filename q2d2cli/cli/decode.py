@@ -11,6 +11,7 @@ from q2d2cli.cli.common import Device, Force, Json, OutDir, Paths, Quiet, check_
 
 if TYPE_CHECKING:
     from q2d2cli.codec import Codec
+    from q2d2cli.container.header import Header
     from q2d2cli.transcode import Progress, Summary
 
 
@@ -42,10 +43,11 @@ def decode(
 
     loaded: dict[str, Codec] = {}
 
-    def codec_for(name: str) -> Codec:
+    def codec_for(header: Header) -> Codec:
+        from q2d2cli.checkpoints import find_weights
         from q2d2cli.codec import Codec
 
-        wanted = model or name
+        wanted = model or str(find_weights(header.model, header.fingerprint).folder)
         if wanted not in loaded:
             loaded[wanted] = Codec.from_pretrained(wanted, device)
         return loaded[wanted]
