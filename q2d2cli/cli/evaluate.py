@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,9 +20,24 @@ from q2d2cli.files import atomic_output, make_folder
 if TYPE_CHECKING:
     from q2d2cli.evaluation.codecs import Subject
     from q2d2cli.evaluation.evaluate import Clip, Plan, Row
+    from q2d2cli.evaluation.listening import Kind
 
 SPEED = ("rtf", "memory")
 """Names that `--metrics` takes beside those of `evaluation.metrics.METRICS`: of the codec, not of its audio."""
+LISTENING_CLIPS = 30
+"""More take a listener longer than anybody can judge: BS.1534 asks for sessions below half an hour."""
+LISTENING_SECONDS = 12.0
+"""Longest excerpt; BS.1534 recommends about 10 s."""
+
+
+class ListeningKind(StrEnum):
+    """What listeners are asked."""
+
+    MUSHRA = "mushra"
+    CMOS_Q = "cmos-q"
+    CMOS_P = "cmos-p"
+
+
 SPEED_COLUMNS = (("rtf_encode", "encode RTF", 4), ("rtf_decode", "decode RTF", 4), ("memory_mb", "memory, MB", 0))
 """Key in the result, title and decimals."""
 STATE_NAME, CSV_NAME, JSON_NAME = "scores.jsonl", "scores.csv", "results.json"
@@ -29,13 +46,14 @@ CHANNEL_NAME = "channel.svg"
 
 
 def evaluate(
-    source: Annotated[
-        Path, typer.Argument(help="Folder (searched recursively), list of paths (.txt) or file.", show_default=False)
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folder (searched recursively), list of paths (.txt) or file; and perhaps a folder of the same clips "
+            "decoded elsewhere, to score these.",
+            show_default=False,
+        ),
     ],
-    degraded: Annotated[
-        Path | None,
-        typer.Argument(help="Folder of the same clips decoded elsewhere: score these.", show_default=False),
-    ] = None,
     metrics: Annotated[
         str,
         typer.Option("--metrics", help="Comma-separated: utmos, dnsmos, pesq, stoi, vuv_f1, si_sdr, mel, rtf, memory."),
@@ -74,6 +92,16 @@ def evaluate(
         Path | None,
         typer.Option("--utmos-weights", help="utmos_state_dict.pt, if not from the Hub.", show_default=False),
     ] = None,
+    listening_test: Annotated[
+        Path | None,
+        typer.Option("--listening-test", help="Instead, build a listening test in this folder.", show_default=False),
+    ] = None,
+    listening_kind: Annotated[
+        ListeningKind, typer.Option("--listening-kind", help="What listeners are asked.")
+    ] = ListeningKind.MUSHRA,
+    listening_results: Annotated[
+        bool, typer.Option("--listening-results", help="Instead, sum up the result files of listeners.")
+    ] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -81,8 +109,18 @@ def evaluate(
     """Encode and decode audio with one codec or several, and measure what came back.
 
     q2d2 eval --metrics pesq,stoi FOLDER
+
     q2d2 eval --codec q2d2:speech-3k --codec opus:6 --codec codec2:3200 --out comparison FOLDER
+
+    q2d2 eval ORIGINALS DECODED
+
+    q2d2 eval --codec q2d2:speech-3k --codec opus:6 --limit 2 --listening-test page FOLDER
+
+    q2d2 eval --listening-results listener-*.json
     """
+    if listening_results:
+        return sum_up_listeners(paths, as_json)
+    source, degraded = split(paths)
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     specs = list(dict.fromkeys(codec or []))
     if not specs and degraded is None:
@@ -91,12 +129,80 @@ def evaluate(
         from q2d2cli.evaluation.codecs import damaged
 
         specs += damaged(specs, channel)
+    if listening_test is not None:
+        return build_test(source, specs, degraded, limit, listening_test, listening_kind.value, device, quiet)
     result = measure(source, names, specs, degraded, limit, out, jobs, utmos_weights, device, quiet)
     if as_json:
         print(json.dumps(result))
     else:
         show(result)
     return 1 if result["problems"] else 0
+
+
+def split(paths: Sequence[Path]) -> tuple[Path, Path | None]:
+    """Audio, and perhaps its decoded counterpart.
+
+    Raises:
+        UsageError: if there is more, or the second is no folder.
+    """
+    if len(paths) > 2:
+        raise UsageError("too many paths: give a folder, list or file, and perhaps a folder of decoded files")
+    degraded = paths[1] if len(paths) == 2 else None
+    if degraded is not None and not degraded.is_dir():
+        raise UsageError(f"{degraded} is not a folder: give the one with the decoded files")
+    return paths[0], degraded
+
+
+def build_test(
+    source: Path,
+    specs: Sequence[str],
+    degraded: Path | None,
+    limit: int | None,
+    out: Path,
+    kind: Kind,
+    device: str,
+    quiet: bool,
+) -> int:
+    """Build a listening test of these codecs from the clips; returns the exit code.
+
+    Raises:
+        UsageError: if it would take too long, or cannot be built.
+    """
+    from q2d2cli.audio import read_original
+    from q2d2cli.evaluation.evaluate import Plan, find_clips, spread
+    from q2d2cli.evaluation.listening import Trial, build_listening_test
+
+    clips = find_clips(source)
+    chosen = set(spread([clip.path for clip in clips], limit))
+    clips = [clip for clip in clips if clip.path in chosen]
+    if len(clips) > LISTENING_CLIPS:
+        raise UsageError(f"{len(clips)} clips are too many for listeners: take at most {LISTENING_CLIPS} with --limit")
+    usable, subjects = open_all(Plan(tuple(specs), degraded, (), device))
+    trials = []
+    with count_bar("decoding", len(clips), quiet) as progress:
+        for done, clip in enumerate(clips, 1):
+            audio, rate = read_original(clip.path)
+            audio = audio[: int(LISTENING_SECONDS * rate)]
+            systems = {s.name: s.reconstruct(audio, rate, Path(clip.name)).audio for s in subjects}
+            trials.append(Trial(clip.name, rate, audio, systems))
+            progress(done)
+    page = build_listening_test(out, kind, "Listening test", trials)
+    if not quiet:
+        print(f"{page}: open it in a browser, or put the folder on a web server", file=sys.stderr)
+    return 0 if len(usable.specs) == len(specs) else 1
+
+
+def sum_up_listeners(paths: Sequence[Path], as_json: bool) -> int:
+    """Print what listeners said; returns the exit code."""
+    from q2d2cli.cli.listening import show as show_listeners
+    from q2d2cli.evaluation.listening_results import listening_results
+
+    results = listening_results(paths)
+    if as_json:
+        print(json.dumps(results))
+    else:
+        show_listeners(results)
+    return 0
 
 
 def measure(
@@ -133,8 +239,6 @@ def measure(
     clips = find_clips(source)
     chosen = set(spread([clip.path for clip in clips], limit))
     clips = [clip for clip in clips if clip.path in chosen]
-    if degraded is not None and not degraded.is_dir():
-        raise UsageError(f"{degraded} is not a folder: give the one with the decoded files")
     if out is not None:
         make_folder(out)
     problems = 0
