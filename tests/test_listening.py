@@ -186,6 +186,9 @@ def test_a_mushra_test_from_the_command_to_the_means(
         wait_for(lambda: driver.find_element(By.ID, "play").is_enabled())
         rows = driver.find_elements(By.CSS_SELECTOR, "#stimuli .row")
         assert len(rows) == 4
+        grades = driver.find_elements(By.CSS_SELECTOR, "#scale > div > div")
+        assert [grade.text.split()[0] for grade in grades] == ["Bad", "Poor", "Fair", "Good", "Excellent"]
+        assert len({grade.rect["y"] for grade in grades}) == 1  # beside each other, over the sliders
         body.send_keys("0")
         for number in range(1, 5):
             body.send_keys(str(number))
