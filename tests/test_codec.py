@@ -14,7 +14,13 @@ from q2d2cli import Codec, Q2D2Error, Tokens, UsageError, checkpoints
 from q2d2cli.audio import Resampler
 from q2d2cli.codec import StreamDecoder, StreamEncoder
 from q2d2cli.evaluation.metrics import SPEECH_RATE, stoi
-from q2d2cli.models.config import ModelConfig, QuantizerConfig, SeanetEncoderConfig, VocosDecoderConfig
+from q2d2cli.models.config import (
+    ModelConfig,
+    QuantizerConfig,
+    SeanetEncoderConfig,
+    SpectralEncoderConfig,
+    VocosDecoderConfig,
+)
 from q2d2cli.models.model import CodecModel
 
 Clip = tuple[np.ndarray, int]
@@ -67,13 +73,15 @@ def test_pieces_of_any_size_give_the_same_tokens_and_audio(tiny_codec: Codec, cl
     "encoder",
     [
         ModelConfig().encoder,
+        SpectralEncoderConfig(dim=16, hidden=16, layers=3, stride=3, window=576),
         SeanetEncoderConfig(filters=4, lstm_layers=0),
         SeanetEncoderConfig(strides=(6, 5, 5, 3), filters=2, lstm_layers=0),
     ],
 )
-def test_encoder_context_covers_its_receptive_field(encoder: SeanetEncoderConfig) -> None:
+def test_encoder_context_covers_its_receptive_field(encoder: SeanetEncoderConfig | SpectralEncoderConfig) -> None:
     torch.manual_seed(0)
-    hop = 450 if isinstance(encoder, SeanetEncoderConfig) and np.prod(encoder.strides) == 450 else 144
+    strided = encoder.strides == (6, 5, 5, 3) if isinstance(encoder, SeanetEncoderConfig) else encoder.stride == 3
+    hop = 450 if strided else 144
     model = CodecModel(ModelConfig(hop=hop, feature_dim=8, encoder=encoder)).double()
     context = model.encoder_context
     assert context is not None
@@ -90,9 +98,11 @@ def test_encoder_context_covers_its_receptive_field(encoder: SeanetEncoderConfig
     torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
-def test_decoder_context_is_its_receptive_field() -> None:
+@pytest.mark.parametrize("framing", [{}, {"stride": 3, "window": 64}])
+def test_decoder_context_is_its_receptive_field(framing: dict[str, int]) -> None:
     torch.manual_seed(0)
-    model = CodecModel(ModelConfig(hop=48, feature_dim=8, decoder=VocosDecoderConfig(dim=16, hidden=16, layers=3)))
+    decoder = VocosDecoderConfig(dim=16, hidden=16, layers=3, **framing)
+    model = CodecModel(ModelConfig(hop=48, feature_dim=8, decoder=decoder))
     context = model.decoder_context
     assert context is not None
     at = 2 * context

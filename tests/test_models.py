@@ -65,6 +65,8 @@ def test_every_parameter_gets_a_gradient() -> None:
         ({"quantizer": {"levels": [9, 9, 7]}}, "even number of dimensions"),
         ({"decoder": {"layers": 0}}, "greater than 0"),
         ({"hop": 145}, "cannot be centred"),
+        ({"decoder": {"stride": 5}}, "decoder.stride 5 does not divide hop 144"),
+        ({"decoder": {"window": 99}}, "a window of 99 samples with hop 144 cannot be centred"),
         ({"colour": "blue"}, "colour"),
         ({"name": "../evil"}, "name"),
     ],

@@ -16,7 +16,32 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SpectralEncoderConfig(Strict):
+class Framing(Strict):
+    """How encoder or decoder divide time inside; the same rate as the tokens unless said otherwise."""
+
+    stride: PositiveInt = 1
+    """Inner frames per token."""
+    window_hops: PositiveInt = 4
+    """STFT window length in inner hops."""
+    window: PositiveInt | None = None
+    """STFT window length in samples, instead of `window_hops`."""
+
+    def n_fft(self, hop: int) -> int:
+        """STFT window length in samples, for `hop` samples per token."""
+        return self.window or self.window_hops * hop // self.stride
+
+    def check(self, part: str, hop: int) -> None:
+        """Raise ValueError unless the windows fit `hop` samples per token."""
+        if hop % self.stride:
+            raise ValueError(f"{part}.stride {self.stride} does not divide hop {hop}")
+        if (self.n_fft(hop) - hop // self.stride) % 2 or self.n_fft(hop) < hop // self.stride:
+            raise ValueError(
+                f"{part}: a window of {self.n_fft(hop)} samples with hop {hop // self.stride} cannot be centred: "
+                "change window_hops or window"
+            )
+
+
+class SpectralEncoderConfig(Framing):
     """STFT front end and ConvNeXt blocks."""
 
     type: Literal["spectral"] = "spectral"
@@ -26,8 +51,6 @@ class SpectralEncoderConfig(Strict):
     """Width inside a block."""
     layers: PositiveInt = 6
     kernel: PositiveInt = 7
-    window_hops: PositiveInt = 4
-    """STFT window length in hops."""
 
 
 class SeanetEncoderConfig(Strict):
@@ -63,7 +86,7 @@ class QuantizerConfig(Strict):
         return QuantizerSpec(self.kind, self.levels)
 
 
-class VocosDecoderConfig(Strict):
+class VocosDecoderConfig(Framing):
     """Vocos: ConvNeXt blocks and an inverse-STFT head."""
 
     type: Literal["vocos"] = "vocos"
@@ -71,7 +94,6 @@ class VocosDecoderConfig(Strict):
     hidden: PositiveInt = 1152
     layers: PositiveInt = 8
     kernel: PositiveInt = 7
-    window_hops: PositiveInt = 4
     attention: bool = False
     """The `pos_net` of WavTokenizer (ResNet blocks around self-attention); makes the receptive field infinite."""
     norm_embeddings: Annotated[int, Field(ge=0)] = 0
@@ -99,14 +121,9 @@ class ModelConfig(Strict):
         if isinstance(self.encoder, SeanetEncoderConfig) and math.prod(self.encoder.strides) != self.hop:
             product = math.prod(self.encoder.strides)
             raise ValueError(f"encoder.strides multiply to {product}, but hop is {self.hop}")
-        for part, hops in (
-            ("encoder", getattr(self.encoder, "window_hops", None)),
-            ("decoder", self.decoder.window_hops),
-        ):
-            if hops is not None and (hops - 1) * self.hop % 2:
-                raise ValueError(
-                    f"{part}.window_hops {hops} with hop {self.hop} cannot be centred: make one of them fit"
-                )
+        if isinstance(self.encoder, SpectralEncoderConfig):
+            self.encoder.check("encoder", self.hop)
+        self.decoder.check("decoder", self.hop)
         return self
 
     @property

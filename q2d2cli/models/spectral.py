@@ -21,7 +21,7 @@ class SpectralEncoder(nn.Module):
 
     Args:
         config: widths and depth.
-        hop: samples per frame.
+        hop: samples per frame (token).
         out_dim: width of the output features.
     """
 
@@ -29,9 +29,9 @@ class SpectralEncoder(nn.Module):
 
     def __init__(self, config: SpectralEncoderConfig, hop: int, out_dim: int) -> None:
         super().__init__()
-        self.hop = hop
-        self.window_hops = config.window_hops
-        self.n_fft = config.window_hops * hop
+        self.stride = config.stride
+        self.hop = hop // config.stride
+        self.n_fft = config.n_fft(hop)
         window = torch.hann_window(self.n_fft)
         self.register_buffer("window", window / window.square().sum().sqrt(), persistent=False)
         self.embed = nn.Linear(3 * (self.n_fft // 2 + 1), config.dim)
@@ -39,17 +39,23 @@ class SpectralEncoder(nn.Module):
         self.blocks = nn.ModuleList(
             ConvNeXtBlock(config.dim, config.hidden, config.kernel, 1 / config.layers) for _ in range(config.layers)
         )
+        self.merge = nn.Linear(config.stride * config.dim, config.dim) if config.stride > 1 else None
         self.final_norm = nn.LayerNorm(config.dim, eps=1e-6)
         self.out = nn.Linear(config.dim, out_dim)
         self.apply(init_weights)
+        if self.merge is not None:
+            # From the mean of the inner frames.
+            nn.init.zeros_(self.merge.weight)
+            self.merge.weight.data += torch.eye(config.dim).repeat(1, config.stride) / config.stride
 
     @property
     def context(self) -> int:
-        """Frames seen on either side: the STFT window, then each block."""
-        return -(-(self.window_hops - 1) // 2) + total_context(self.blocks)
+        """Frames seen on either side: the STFT window, then each block; whole tokens of them."""
+        window = -(-(self.n_fft - self.hop) // (2 * self.hop))
+        return -(-(window + total_context(self.blocks)) // self.stride)
 
     def spectrum(self, audio: Tensor) -> Tensor:
-        """`(batch, samples)` to `(batch, frames, 3 * bins)` features."""
+        """`(batch, samples)` to `(batch, inner frames, 3 * bins)` features."""
         pad = (self.n_fft - self.hop) // 2
         frames = F.pad(audio, (pad, pad)).unfold(-1, self.n_fft, self.hop) * self.window
         spectrum = torch.fft.rfft(frames)
@@ -72,4 +78,6 @@ class SpectralEncoder(nn.Module):
         x = self.norm(self.embed(features))
         for block in self.blocks:
             x = block(x)
+        if self.merge is not None:
+            x = self.merge(x.unflatten(1, (-1, self.stride)).flatten(2))
         return self.out(self.final_norm(x))

@@ -66,15 +66,15 @@ class InverseStftHead(nn.Module):
     Args:
         dim: width of the input.
         hop: samples per frame.
-        window_hops: window length in hops.
+        n_fft: window length in samples.
     """
 
     window: Tensor
 
-    def __init__(self, dim: int, hop: int, window_hops: int) -> None:
+    def __init__(self, dim: int, hop: int, n_fft: int) -> None:
         super().__init__()
         self.hop = hop
-        self.n_fft = window_hops * hop
+        self.n_fft = n_fft
         self.out = nn.Linear(dim, self.n_fft + 2)
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
 
@@ -102,13 +102,14 @@ class VocosDecoder(nn.Module):
 
     Args:
         config: widths, depth and switches.
-        hop: samples per frame.
+        hop: samples per frame (token).
         in_dim: width of the input features.
     """
 
     def __init__(self, config: VocosDecoderConfig, hop: int, in_dim: int) -> None:
         super().__init__()
-        self.window_hops = config.window_hops
+        self.stride = config.stride
+        self.split = nn.Linear(in_dim, config.stride * in_dim) if config.stride > 1 else None
         self.embed = nn.Conv1d(in_dim, config.dim, config.kernel, padding=config.kernel // 2)
         self.pos_net = make_pos_net(config.dim) if config.attention else None
         self.norm = make_norm(config.dim, config.norm_embeddings)
@@ -117,16 +118,20 @@ class VocosDecoder(nn.Module):
             for _ in range(config.layers)
         )
         self.final_norm = nn.LayerNorm(config.dim, eps=1e-6)
-        self.head = InverseStftHead(config.dim, hop, config.window_hops)
+        self.head = InverseStftHead(config.dim, hop // config.stride, config.n_fft(hop))
         self.apply(init_weights)
+        if self.split is not None:
+            # From inner frames that are all the same.
+            nn.init.zeros_(self.split.weight)
+            self.split.weight.data += torch.eye(in_dim).repeat(config.stride, 1)
 
     @property
     def context(self) -> int | None:
         """Frames seen on either side, or None if unbounded (attention and GroupNorm see everything)."""
         if self.pos_net is not None:
             return None
-        overlap = -(-(self.window_hops - 1) // 2)
-        return self.embed.kernel_size[0] // 2 + total_context(self.blocks) + overlap
+        overlap = -(-(self.head.n_fft - self.head.hop) // (2 * self.head.hop))
+        return -(-(self.embed.kernel_size[0] // 2 + total_context(self.blocks) + overlap) // self.stride)
 
     def forward(self, features: Tensor) -> Tensor:
         """Decode features.
@@ -137,6 +142,8 @@ class VocosDecoder(nn.Module):
         Returns:
             `(batch, frames * hop)` samples.
         """
+        if self.split is not None:
+            features = self.split(features).unflatten(2, (self.stride, -1)).flatten(1, 2)
         x = self.embed(features.transpose(1, 2))
         if self.pos_net is not None:
             x = self.pos_net(x)
