@@ -62,7 +62,11 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     assert "broken.wav" in result.stderr.decode()
     assert run("export", out, target, "--test", test).returncode == 2, "it is not overwritten"
     assert (target / "discriminators.safetensors").is_file()
-    assert "80 steps" in (target / "README.md").read_text()
+    card = (target / "README.md").read_text()
+    assert "80 steps" in card
+    assert "| original | – |" in card
+    assert (target / "validation.svg").read_text().startswith("<svg")
+    assert (target / "training.yaml").read_bytes() == (out / "config.yaml").read_bytes()
     assert json.loads((target / "config.json").read_text())["metrics"]["stoi"] > 0
 
     # Fine-tuning: from those weights, discriminators included, with encoder and quantizer frozen.

@@ -26,6 +26,14 @@ def export(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most this many files of each folder, evenly spaced.")
     ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            "--scores",
+            help="Folder of q2d2 eval --out: what it holds is not measured again, the rest is added.",
+            show_default=False,
+        ),
+    ] = None,
     notes: Annotated[
         Path | None, typer.Option("--notes", help="Markdown for the card: data, licences, limits.", show_default=False)
     ] = None,
@@ -58,11 +66,11 @@ def export(
     find_clips(test)
     effort = copy(run, folder, with_discriminators)
     specs = [f"q2d2:{folder}", *PEERS]
-    measured = measure(test, METRICS, specs, limit=limit, device=device, quiet=quiet)
+    measured = measure(test, METRICS, specs, limit=limit, out=scores, device=device, quiet=quiet)
     codecs = " ".join(f"-c {spec}" for spec in specs)
     command = f"q2d2 eval --metrics {','.join(METRICS)} {codecs} {test}" + (f" --limit {limit}" if limit else "")
     describe(folder, effort, measured, command, text)
     if not quiet:
-        scores = measured["codecs"][0]["datasets"]["all"]
-        print(f"{folder}: PESQ {scores['pesq']['mean']}, STOI {scores['stoi']['mean']}", file=sys.stderr)
+        best = measured["codecs"][0]["datasets"]["all"]
+        print(f"{folder}: PESQ {best['pesq']['mean']}, STOI {best['stoi']['mean']}", file=sys.stderr)
     return 0

@@ -131,6 +131,23 @@ def channel_quality(result: dict[str, Any]) -> Figure | None:
     return figure
 
 
+def validation_curve(log: Sequence[dict[str, Any]]) -> Figure | None:
+    """Loss and metrics of a run's validations against its steps; None if it was never validated."""
+    entries = [entry for entry in log if "valid_mel" in entry]
+    titles = {"valid_mel": "log-mel L1", **{name: metric.title for name, metric in METRICS.items()}}
+    names = [name for name in titles if any(entry.get(name) is not None for entry in entries)]
+    if not names:
+        return None
+    figure, axes = new_figure(3.5 * len(names), 2.8, len(names))
+    for axis, name in zip(axes, names, strict=True):
+        points = [(entry["step"], entry[name]) for entry in entries if entry.get(name) is not None]
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=4, color=COLOURS[1])
+        axis.set_xlabel("step")
+        axis.set_ylabel(titles[name])
+        axis.set_xlim(left=0)
+    return figure
+
+
 def distributions(result: dict[str, Any], rows: Sequence[Row]) -> Figure | None:
     """Distribution of each metric over clips, a box per codec; None if nothing was scored."""
     metrics = [m for m in result["metrics"] if any(row["scores"].get(m) is not None for row in rows)]

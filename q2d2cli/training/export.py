@@ -11,9 +11,16 @@ from typing import Any
 from q2d2cli import checkpoints
 from q2d2cli.errors import UsageError
 from q2d2cli.evaluation.metrics import METRICS
+from q2d2cli.evaluation.plots import to_svg, validation_curve
 from q2d2cli.files import atomic_output
 from q2d2cli.models.config import ModelConfig
+from q2d2cli.training.config import CONFIG_NAME as RUN_CONFIG_NAME
 from q2d2cli.training.config import LOG_NAME
+
+CURVE_NAME = "validation.svg"
+"""The run's validations, shown in the card."""
+RECIPE_NAME = "training.yaml"
+"""The run's configuration, to go on with."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,8 @@ class Effort:
 
     steps: int
     minutes: float
+    log: tuple[dict[str, Any], ...] = ()
+    """The lines of its log."""
     agreement: tuple[float, list[float]] | None = None
     """With a teacher: share of frames, and of each pair, with its codes, at the validation that chose the weights."""
 
@@ -36,19 +45,23 @@ def read_effort(run: Path) -> Effort:
         entries = [json.loads(line) for line in (run / LOG_NAME).read_text(encoding="utf-8").splitlines()]
         chosen = [entry for entry in entries if entry.get("best") and "agreement" in entry][-1:]
         agreement = (chosen[0]["agreement"], chosen[0]["agreement_pairs"]) if chosen else None
-        return Effort(entries[-1]["step"], entries[-1]["minutes"], agreement)
+        return Effort(entries[-1]["step"], entries[-1]["minutes"], tuple(entries), agreement)
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise UsageError(f"{run} holds no training run: name the --out folder of q2d2 train") from error
 
 
 def export(run: Path, folder: Path, with_discriminators: bool) -> Effort:
-    """Copy a run's best checkpoint to `folder`; metrics and card follow with `describe`.
+    """Copy a run's best checkpoint and its configuration to `folder`; metrics and card follow with `describe`.
 
     Raises:
         UsageError: if `run` holds none, or `folder` does not bear the model's name.
         Q2D2Error: if the weights are damaged or cannot be written.
     """
     effort = read_effort(run)
+    try:
+        recipe = (run / RUN_CONFIG_NAME).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{run} holds no {RUN_CONFIG_NAME}: name the --out folder of q2d2 train") from error
     best = checkpoints.find(str(run / "best"))
     if folder.name != best.config.name:
         raise UsageError(f"the model's name is {best.config.name!r}: export it to a folder of that name, not {folder}")
@@ -56,13 +69,15 @@ def export(run: Path, folder: Path, with_discriminators: bool) -> Effort:
     if with_discriminators and judges is None:
         raise UsageError(f"{run} has no discriminators: leave --with-discriminators out")
     checkpoints.save(folder, best.config, checkpoints.load(best).state_dict())
+    with atomic_output(folder / RECIPE_NAME) as file:
+        file.write(recipe)
     if judges is not None:
         checkpoints.save_discriminators(folder, judges)
     return effort
 
 
 def describe(folder: Path, effort: Effort, measured: dict[str, Any], command: str, notes: str) -> None:
-    """Write metrics into `config.json` and the model card `README.md`.
+    """Write metrics into `config.json`, the model card `README.md` and its picture of the run.
 
     Args:
         folder: the checkpoint.
@@ -75,13 +90,16 @@ def describe(folder: Path, effort: Effort, measured: dict[str, Any], command: st
     scores = measured["codecs"][0]["datasets"]["all"]
     metrics = {name: scores[name]["mean"] for name in measured["metrics"]}
     checkpoints.write_config(folder, checkpoint.config, metrics)
-    card = model_card(checkpoint.config, checkpoint.weights.stat().st_size, effort, measured, command, notes)
+    card = model_card(folder, checkpoint.config, checkpoint.weights.stat().st_size, effort, measured, command, notes)
     with atomic_output(folder / checkpoints.CARD_NAME) as file:
         file.write(card.encode())
+    if (figure := validation_curve(effort.log)) is not None:
+        with atomic_output(folder / CURVE_NAME) as file:
+            file.write(to_svg(figure, standalone=True).encode())
 
 
 def model_card(
-    config: ModelConfig, size: int, effort: Effort, measured: dict[str, Any], command: str, notes: str
+    folder: Path, config: ModelConfig, size: int, effort: Effort, measured: dict[str, Any], command: str, notes: str
 ) -> str:
     """The card's text."""
     spec = config.quantizer.spec()
@@ -137,6 +155,12 @@ The same files through other codecs:
 Measured with
 
     {command}
+
+![Validation during the run, on speakers of their own]({CURVE_NAME})
+
+Go on training from here, on this data or your own, with
+
+    q2d2 train --config {folder}/{RECIPE_NAME} --out runs/{config.name} --init {folder}
 
 {notes.strip()}
 """
