@@ -64,7 +64,7 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     assert (target / "discriminators.safetensors").is_file()
     card = (target / "README.md").read_text()
     assert "80 steps" in card
-    assert "| original | – |" in card
+    assert "| original | – | – |" in card
     assert (target / "validation.svg").read_text().startswith("<svg")
     assert (target / "training.yaml").read_bytes() == (out / "config.yaml").read_bytes()
     assert json.loads((target / "config.json").read_text())["metrics"]["stoi"] > 0

@@ -42,7 +42,7 @@ SPEED_COLUMNS = (("rtf_encode", "encode RTF", 4), ("rtf_decode", "decode RTF", 4
 """Key in the result, title and decimals."""
 STATE_NAME, CSV_NAME, JSON_NAME = "scores.jsonl", "scores.csv", "results.json"
 REPORT_NAME, PLOT_NAME = "report.html", "rate-quality.svg"
-CHANNEL_NAME = "channel.svg"
+CHANNEL_NAME, TABLE_NAME = "channel.svg", "table.md"
 
 
 def evaluate(
@@ -358,8 +358,13 @@ def write_all(
 ) -> None:
     """Write everything that `--out` gets, each file whole or not at all."""
     from q2d2cli.evaluation.evaluate import to_csv
+    from q2d2cli.evaluation.tables import by_codec
 
-    texts = {CSV_NAME: to_csv(result, rows), JSON_NAME: json.dumps(result, indent=1) + "\n"}
+    texts = {
+        CSV_NAME: to_csv(result, rows),
+        JSON_NAME: json.dumps(result, indent=1) + "\n",
+        TABLE_NAME: by_codec(result) + "\n",
+    }
     try:
         from q2d2cli.evaluation.plots import channel_quality, rate_quality, to_svg
         from q2d2cli.evaluation.report import write_report

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from q2d2cli import checkpoints
 from q2d2cli.errors import UsageError
-from q2d2cli.evaluation.metrics import METRICS
 from q2d2cli.evaluation.plots import to_svg, validation_curve
+from q2d2cli.evaluation.tables import by_codec, by_dataset
 from q2d2cli.files import atomic_output
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.training.config import CONFIG_NAME as RUN_CONFIG_NAME
@@ -103,20 +102,7 @@ def model_card(
 ) -> str:
     """The card's text."""
     spec = config.quantizer.spec()
-    own, *others = measured["codecs"]
-    titles = [METRICS[name].title for name in measured["metrics"]]
-    datasets = "\n".join(
-        row(f"**{name}**" if name == "all" else name, entry, measured["metrics"])
-        for name, entry in own["datasets"].items()
-    )
-    beside = "\n".join(
-        row(
-            f"{codec['name']} | " + ("–" if codec["bit_rate"] is None else f"{codec['bit_rate'] / 1000:.2f}"),
-            codec["datasets"]["all"],
-            measured["metrics"],
-        )
-        for codec in (own, *others)
-    )
+    own = measured["codecs"][0]
     columns = (spec.sizes, own["pair_entropy"], own["pair_entropy_max"], own["pair_utilization"])
     pairs = "\n".join(
         f"| {number} | {points} | {entropy:.2f} of {most:.2f} bits ({100 * entropy / most:.0f}%) | {100 * used:.1f}% |"
@@ -138,15 +124,11 @@ def model_card(
 On speakers never trained on: {measured["files"]} files, {measured["minutes"]} minutes.
 Mean and 95% interval over files, metrics at 16 kHz, PESQ wide-band.
 
-| speaker or source | {" | ".join(titles)} | files |
-|---|{"---|" * len(titles)}---|
-{datasets}
+{by_dataset(measured, own)}
 
 The same files through other codecs:
 
-| codec | kbit/s | {" | ".join(titles)} | files |
-|---|---|{"---|" * len(titles)}---|
-{beside}
+{by_codec(measured)}
 
 | pair | points | entropy | points used |
 |---|---|---|---|
@@ -173,17 +155,3 @@ def agreement_row(effort: Effort) -> str:
     share, pairs = effort.agreement
     each = ", ".join(f"{100 * pair:.1f}%" for pair in pairs)
     return f"\n| agreement | {100 * share:.1f}% of tokens equal the teacher's; by pair {each} (validation data) |"
-
-
-def row(start: str, entry: dict[str, Any], metrics: Sequence[str]) -> str:
-    """A line of a table: means and intervals of one dataset."""
-    cells = [cell(entry[name], METRICS[name].decimals) for name in metrics]
-    return f"| {start} | {' | '.join(cells)} | {entry['files']} |"
-
-
-def cell(entry: dict[str, Any], decimals: int) -> str:
-    """Mean and interval for a table."""
-    if entry["mean"] is None:
-        return "–"
-    half = entry["interval95"]
-    return f"{entry['mean']:.{decimals}f}" + (f" ± {half:.{decimals}f}" if half is not None else "")
