@@ -152,12 +152,26 @@ def dnsmos(_: np.ndarray, degraded: np.ndarray) -> float | None:
 
     As the package does, signals shorter than 9 s are repeated.
     """
-    from speechmos import dnsmos as package
-
     if not len(degraded):
         return None
     # The package refuses what a decoder may overshoot.
-    return float(package.run(degraded.clip(-1.0, 1.0), SPEECH_RATE)["ovrl_mos"])
+    return float(load_dnsmos()(degraded.clip(-1.0, 1.0), SPEECH_RATE, False)["ovrl_mos"])
+
+
+@lru_cache(maxsize=1)
+def load_dnsmos() -> Callable[[np.ndarray, int, bool], dict[str, Any]]:
+    """The networks, once per process."""
+    import onnxruntime
+    from speechmos import dnsmos as package
+
+    models = Path(package.__file__).parent / "dnsmos_models"
+    paths = [str(models / name) for name in ("sig_bak_ovr.onnx", "model_v8.onnx")]
+    scorer = package.DNSMOS(*paths)
+    # One thread, since there is one process per core; the package lets each take all of them.
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    scorer.onnx_sess, scorer.p808_onnx_sess = (onnxruntime.InferenceSession(path, options) for path in paths)
+    return scorer
 
 
 def vuv_f1(reference: np.ndarray, degraded: np.ndarray) -> float | None:
