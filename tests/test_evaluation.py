@@ -351,6 +351,42 @@ def test_speed_and_memory(run: Run, corpus: Path, tiny: Path) -> None:
     assert codec["memory_mb"] > 50
 
 
+def test_listening_test_and_results_from_the_command(run: Run, corpus: Path, tiny: Path, tmp_path: Path) -> None:
+    codecs = ("--codec", f"q2d2:{tiny}", "--codec", "q2d2:speech-3k")
+    page = tmp_path / "page"
+    built = run("eval", corpus / "a", *codecs, "--limit", "1", "--listening-test", page)
+    assert built.returncode == 0, built.stderr
+    assert str(page / "index.html") in built.stderr.decode()
+    assert len(list((page / "audio").iterdir())) == 5  # reference, hidden reference, anchor, two codecs
+    again = run("eval", corpus / "a", *codecs, "--limit", "1", "--listening-test", page)
+    assert again.returncode == 2
+    assert "not empty" in again.stderr.decode()
+
+    listener = {
+        **{
+            "format": "q2d2-listening-1",
+            "test": "t",
+            "kind": "cmos-q",
+            "title": "T",
+            "listener": "Ada",
+            "session": "s",
+        },
+        "finished": "2026-01-01T00:00:00Z",
+        "ratings": [
+            {"trial": "a", "system": "x", "baseline": "y", "score": 2, "position": "B", "page": 1, "seconds": 3.0}
+        ],
+    }
+    (tmp_path / "ada.json").write_text(json.dumps(listener))
+    summed = run("eval", "--listening-results", tmp_path / "ada.json", "--json")
+    assert json.loads(summed.stdout)["cmos-q"]["systems"]["x"]["mean"] == 2
+    assert "CMOS-Q against y" in run("eval", "--listening-results", tmp_path / "ada.json").stdout.decode()
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text("{")
+    result = run("eval", "--listening-results", damaged)
+    assert result.returncode == 1
+    assert result.stderr.decode().count("\n") == 1
+
+
 def test_usage_errors(run: Run, corpus: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (("--metrics", "pesq,nosuch"), "unknown metric 'nosuch': choose from utmos, dnsmos, pesq"),
