@@ -673,6 +673,18 @@ def test_a_switch_goes_on_at_the_same_position(browser: Any, tmp_path: Path) -> 
     assert {first, second} == {(2000,), (3000,)}
 
 
+def test_every_listener_meets_pages_and_recordings_in_an_order_of_their_own(browser: Any, tmp_path: Path) -> None:
+    index = build_listening_test(tmp_path / "test", "mushra", "Codecs", make_trials())
+    browser.get(index.as_uri())
+    Listener(browser, tmp_path / "downloads").ready()
+    orders = [browser.execute_script("begin('Ann'); return state.order") for _ in range(40)]
+    for order in orders:
+        assert sorted(entry["page"] for entry in order) == [0, 1]
+        assert all(sorted(entry["systems"]) == sorted(SCORES) for entry in order)
+    assert {order[0]["page"] for order in orders} == {0, 1}
+    assert {order[0]["systems"][0] for order in orders} == set(SCORES)
+
+
 def test_missing_audio_is_said_on_the_page(browser: Any, tmp_path: Path) -> None:
     index = build_listening_test(tmp_path / "test", "mushra", "Codecs", make_trials(("one",)))
     (index.parent / "audio" / "0003.js").unlink()
