@@ -396,6 +396,7 @@ SOUNDS = {(500, 6000): HIDDEN_REFERENCE, (500,): LOW_ANCHOR} | {TONES[name]: nam
 def browser(tmp_path: Path) -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no chromium binary")
+    assert CHROMEDRIVER, "chromium is here but chromedriver is not: selenium would look for one on the network"
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
