@@ -21,8 +21,8 @@ from q2d2cli.files import check_input
 FORMAT = "q2d2-listening-1"
 """First field of every results file."""
 
-SCREEN_SCORE, SCREEN_SHARE = 90, 0.15
-"""BS.1534-3, 4.1.2: who rates the hidden reference below 90 in more than 15% of the trials is left out."""
+SCREEN_SCORE, SCREEN_PERCENT = 90, 15
+"""Post-screening of BS.1534-3: who rates the hidden reference below 90 in more than 15% of the trials is left out."""
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -194,7 +194,7 @@ def mushra(sessions: Sequence[tuple[Path, Session]]) -> dict[str, Any]:
     for path, session in sessions:
         references = [rating.score for rating in session.ratings if rating.system == HIDDEN_REFERENCE]
         low = sum(score < SCREEN_SCORE for score in references)
-        if low > SCREEN_SHARE * len(references):
+        if 100 * low > SCREEN_PERCENT * len(references):
             reason = f"rated the {HIDDEN_REFERENCE} below {SCREEN_SCORE} in {low} of {len(references)} trials"
             excluded.append({"listener": session.listener, "file": str(path), "reason": reason})
         else:
