@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from q2d2cli import DEFAULT_MODEL
-from q2d2cli.cli.common import Device, Json, Quiet, count_bar
+from q2d2cli.cli.common import Device, Json, Quiet, check_packages, count_bar
 from q2d2cli.errors import Q2D2Error, UsageError, report
 from q2d2cli.files import atomic_output, make_folder
 
@@ -168,6 +168,7 @@ def build_test(
     Raises:
         UsageError: if it would take too long, or cannot be built.
     """
+    check_packages("--listening-test", "scipy")
     from q2d2cli.audio import read_original
     from q2d2cli.evaluation.evaluate import Plan, find_clips, spread
     from q2d2cli.evaluation.listening import Trial, build_listening_test
@@ -194,6 +195,7 @@ def build_test(
 
 def sum_up_listeners(paths: Sequence[Path], as_json: bool) -> int:
     """Print what listeners said; returns the exit code."""
+    check_packages("--listening-results", "scipy")
     from q2d2cli.cli.listening import show as show_listeners
     from q2d2cli.evaluation.listening_results import listening_results
 
