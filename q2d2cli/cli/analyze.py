@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from q2d2cli import DEFAULT_MODEL
-from q2d2cli.cli.common import Device, Force, Json, Quiet, check_packages, count_bar
+from q2d2cli.cli.common import Device, Force, Json, Limit, Quiet, check_packages, count_bar
 from q2d2cli.errors import UsageError, report
 from q2d2cli.files import atomic_output, check_input, make_folder
 
@@ -23,9 +23,7 @@ NUMBERS = "analysis.json"
 def analyze(
     source: Annotated[Path, typer.Argument(help="Folder of audio files, or one file.", show_default=False)],
     model: Annotated[str, typer.Option("--model", "-m", help="Model name, folder or Hub id.")] = DEFAULT_MODEL,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most this many files of each folder, evenly spaced.")
-    ] = None,
+    limit: Limit = None,
     out: Annotated[
         Path | None,
         typer.Option(

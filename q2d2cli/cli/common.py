@@ -32,6 +32,9 @@ OutDir = Annotated[
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite existing files.")]
 Device = Annotated[str, typer.Option("--device", help="auto (CUDA when present), cpu, cuda, cuda:N or mps.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no last line.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="At most this many files of each folder, evenly spaced.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per file instead of the last line.")]
 
 Job = tuple[Path, Path]

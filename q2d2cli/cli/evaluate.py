@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from q2d2cli import DEFAULT_MODEL
-from q2d2cli.cli.common import Device, Json, Quiet, check_packages, count_bar
+from q2d2cli.cli.common import Device, Json, Limit, Quiet, check_packages, count_bar
 from q2d2cli.errors import Q2D2Error, UsageError, report
 from q2d2cli.files import atomic_output, make_folder
 
@@ -67,9 +67,7 @@ def evaluate(
             show_default=f"q2d2:{DEFAULT_MODEL}",
         ),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most this many files of each folder, evenly spaced.")
-    ] = None,
+    limit: Limit = None,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from q2d2cli.cli.common import Device, Force, Quiet
+from q2d2cli.cli.common import Device, Force, Limit, Quiet
 from q2d2cli.errors import UsageError
 
 METRICS = ["pesq", "stoi", "dnsmos", "mel"]
@@ -23,9 +23,7 @@ def export(
         Path, typer.Argument(help="Model folder to write; ends in the model's name.", show_default=False)
     ],
     test: Annotated[Path, typer.Option("--test", help="Audio of speakers never trained on, to measure with.")],
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most this many files of each folder, evenly spaced.")
-    ] = None,
+    limit: Limit = None,
     scores: Annotated[
         Path | None,
         typer.Option(
