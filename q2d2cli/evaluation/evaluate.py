@@ -176,11 +176,11 @@ def start_worker(plan: Plan) -> None:
     _worker = plan.open(), plan
 
 
-def work(clip: Clip) -> list[Row] | str:
-    """Rows of one clip in a ready process, or why it could not be read."""
+def work(clip: Clip, wanted: Sequence[str]) -> list[Row] | str:
+    """Rows of one clip and these codecs (identities) in a ready process, or why it could not be read."""
     subjects, plan = _worker
     try:
-        return score_clip(clip, subjects, plan.metrics)
+        return score_clip(clip, [subject for subject in subjects if subject.identity in wanted], plan.metrics)
     except (Q2D2Error, OSError) as error:
         return str(error)
 
@@ -210,25 +210,29 @@ def evaluate(
         Q2D2Error: if no clip could be read.
     """
     kept = read_state(state, plan.metrics) if state else {}
-    results: dict[str, list[Row]] = {}
+    results: dict[tuple[str, str], Row] = {}
     skipped: list[str] = []
-    todo: list[Clip] = []
+    todo: list[tuple[Clip, list[str]]] = []
     for clip in clips:
-        done = [kept.get((subject.identity, clip.name)) for subject in subjects]
-        rows = [row for row in done if row is not None]
-        if len(rows) == len(done) and clip.path.is_file() and all(row["stamp"] == clip.stamp() for row in rows):
-            results[clip.name] = rows
-        else:
-            todo.append(clip)
+        missing = []
+        for subject in subjects:
+            key = subject.identity, clip.name
+            row = kept.get(key)
+            if row is not None and clip.path.is_file() and row["stamp"] == clip.stamp():
+                results[key] = row
+            else:
+                missing.append(subject.identity)
+        if missing:
+            todo.append((clip, missing))
     count = len(clips) - len(todo)
 
-    def take(clip: Clip, outcome: list[Row] | str) -> None:
+    def take(outcome: list[Row] | str) -> None:
         nonlocal count
         count += 1
         if isinstance(outcome, str):
             skipped.append(outcome)
         else:
-            results[clip.name] = outcome
+            results.update({(row["codec"], row["clip"]): row for row in outcome})
             if state:
                 with state.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row) + "\n" for row in outcome)
@@ -240,21 +244,21 @@ def evaluate(
     if jobs == 1 or len(todo) < 2:
         global _worker
         _worker = list(subjects), plan
-        for clip in todo:
-            take(clip, work(clip))
+        for job in todo:
+            take(work(*job))
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(jobs, len(todo)), context, start_worker, (plan,)) as pool:
-            running = {pool.submit(work, clip): clip for clip in todo}
             try:
-                for future in as_completed(running):
-                    take(running[future], future.result())
+                for future in as_completed([pool.submit(work, *job) for job in todo]):
+                    take(future.result())
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
     if not results:
         raise Q2D2Error(f"none of the {len(clips)} files could be read: {skipped[0]}")
-    return [row for clip in clips for row in results.get(clip.name, ())], sorted(skipped)
+    keys = [(subject.identity, clip.name) for clip in clips for subject in subjects]
+    return [results[key] for key in keys if key in results], sorted(skipped)
 
 
 def read_state(state: Path, metrics: Sequence[str]) -> dict[tuple[str, str], Row]:
