@@ -38,16 +38,21 @@ def table(first: Sequence[str], metrics: Sequence[str], lines: Sequence[str]) ->
 
 def row(first: Sequence[str], entry: dict[str, Any], metrics: Sequence[str]) -> str:
     """A line: means and intervals of one dataset."""
-    cells = [*first, *(cell(entry[name], METRICS[name].decimals) for name in metrics), str(entry["files"])]
+    cells = [
+        *first,
+        *(cell(entry[name], METRICS[name].decimals, entry["files"]) for name in metrics),
+        str(entry["files"]),
+    ]
     return f"| {' | '.join(cells)} |"
 
 
-def cell(entry: dict[str, Any], decimals: int) -> str:
-    """Mean and interval."""
+def cell(entry: dict[str, Any], decimals: int, files: int) -> str:
+    """Mean and interval, and the count where it is not that of the files."""
     if entry["mean"] is None:
         return "–"
     half = entry["interval95"]
-    return f"{entry['mean']:.{decimals}f}" + (f" ± {half:.{decimals}f}" if half is not None else "")
+    text = f"{entry['mean']:.{decimals}f}" + (f" ± {half:.{decimals}f}" if half is not None else "")
+    return text + (f" (n {entry['n']})" if entry["n"] != files else "")
 
 
 def number(value: float | None, divisor: float, decimals: int) -> str:
