@@ -268,7 +268,9 @@ def test_eval_from_folder_to_report(run: Run, corpus: Path, tiny: Path, tmp_path
     assert page.count("<audio") == 3 * 2
     assert not re.search(r">[±\s]*nan", page)
     assert (out / "rate-quality.svg").read_text().startswith("<svg")
-    assert re.search(r"^\| tiny \| [\d.]+ \| 500\.0 \| [\d.]+ ± [\d.]+ \|", (out / "table.md").read_text(), re.M)
+    assert re.search(
+        r"^\| tiny \| [\d.]+ \| 500\.0 \| [\d.]+ ± [\d.]+ \(n 3\) \|", (out / "table.md").read_text(), re.M
+    )
 
     # Again: nothing is done twice, but for what has changed.
     state = out / "scores.jsonl"

@@ -76,9 +76,9 @@ def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | No
         if resume:
             trainer.notes += seek(corpus, state.get("corpus"), accelerator)
     for note in trainer.notes:
-        console.print(note)
+        console.print(note, soft_wrap=True)
     for path in corpus.broken + valid_corpus.broken:
-        console.print(f"skipped {path}: not readable as audio")
+        console.print(f"skipped {path}: not readable as audio", soft_wrap=True)
     named = len(corpus.broken)
     console.print(corpus.summary)
     as_it_is = config.data.model_copy(update={"noise": 0.0, "band": 0.0, "tones": 0.0})
@@ -99,7 +99,7 @@ def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | No
                 watch.report(trainer.step, trainer.minutes, counts)
                 # Every process reads files of its own.
                 for path in corpus.broken[named:]:
-                    each.print(f"skipped {path}: not readable as audio")
+                    each.print(f"skipped {path}: not readable as audio", soft_wrap=True)
                 named = len(corpus.broken)
             if main and (trainer.step % config.validate_every == 0 or done):
                 result, estimate = trainer.validate(valid)
