@@ -168,12 +168,10 @@ def build_test(
     """
     check_packages("--listening-test", "scipy")
     from q2d2cli.audio import read_original
-    from q2d2cli.evaluation.evaluate import Plan, find_clips, spread
+    from q2d2cli.evaluation.evaluate import Plan, choose_clips
     from q2d2cli.evaluation.listening import Trial, build_listening_test
 
-    clips = find_clips(source)
-    chosen = set(spread([clip.path for clip in clips], limit))
-    clips = [clip for clip in clips if clip.path in chosen]
+    clips = choose_clips(source, limit)
     if len(clips) > LISTENING_CLIPS:
         raise UsageError(f"{len(clips)} clips are too many for listeners: take at most {LISTENING_CLIPS} with --limit")
     usable, subjects = open_all(Plan(tuple(specs), degraded, (), device))
@@ -233,12 +231,10 @@ def measure(
             raise UsageError(f"unknown metric {name!r}: choose from {', '.join(known)}")
     scored = [name for name in names if name in METRICS]
     check_metrics(scored)
-    from q2d2cli.evaluation.evaluate import Plan, default_jobs, find_clips, spread, sum_up
+    from q2d2cli.evaluation.evaluate import Plan, choose_clips, default_jobs, sum_up
     from q2d2cli.evaluation.evaluate import evaluate as run
 
-    clips = find_clips(source)
-    chosen = set(spread([clip.path for clip in clips], limit))
-    clips = [clip for clip in clips if clip.path in chosen]
+    clips = choose_clips(source, limit)
     if out is not None:
         make_folder(out)
     problems = 0

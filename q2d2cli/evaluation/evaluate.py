@@ -101,6 +101,13 @@ def spread(files: Sequence[Path], limit: int | None) -> list[Path]:
     return chosen
 
 
+def choose_clips(source: Path, limit: int | None) -> list[Clip]:
+    """The clips of `find_clips`, at most `limit` of each folder (`spread`)."""
+    clips = find_clips(source)
+    chosen = set(spread([clip.path for clip in clips], limit))
+    return [clip for clip in clips if clip.path in chosen]
+
+
 def score_clip(clip: Clip, subjects: Sequence[Subject], metrics: Sequence[str]) -> list[Row]:
     """Every codec on one clip; failures stand in the rows.
 
