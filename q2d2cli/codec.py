@@ -335,6 +335,7 @@ class StreamEncoder:
         indices = indices[:, self._next_frame - self._buffer_frame : end - self._buffer_frame]
         self._next_frame = end
         keep = max(0, end - context)
+        keep -= keep % self._codec.model.alignment
         self._buffer = self._buffer[:, (keep - self._buffer_frame) * self._hop :]
         self._buffer_frame = keep
         return indices
@@ -399,6 +400,7 @@ class StreamDecoder:
         audio = audio[:, (self._next_frame - self._buffer_frame) * hop : (end - self._buffer_frame) * hop]
         self._next_frame = end
         keep = max(0, end - context)
+        keep -= keep % self._codec.model.alignment
         self._buffer = self._buffer[:, keep - self._buffer_frame :]
         self._buffer_frame = keep
         return audio

@@ -74,6 +74,7 @@ def test_pieces_of_any_size_give_the_same_tokens_and_audio(tiny_codec: Codec, cl
     [
         ModelConfig().encoder,
         SpectralEncoderConfig(dim=16, hidden=16, layers=3, stride=3, window=576),
+        SpectralEncoderConfig(dim=16, hidden=16, layers=3, tokens=2),
         SeanetEncoderConfig(filters=4, lstm_layers=0),
         SeanetEncoderConfig(strides=(6, 5, 5, 3), filters=2, lstm_layers=0),
     ],
@@ -98,19 +99,43 @@ def test_encoder_context_covers_its_receptive_field(encoder: SeanetEncoderConfig
     torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("framing", [{}, {"stride": 3, "window": 64}])
+@pytest.mark.parametrize("framing", [{}, {"stride": 3, "window": 64}, {"tokens": 2, "window": 192}])
 def test_decoder_context_is_its_receptive_field(framing: dict[str, int]) -> None:
     torch.manual_seed(0)
     decoder = VocosDecoderConfig(dim=16, hidden=16, layers=3, **framing)
     model = CodecModel(ModelConfig(hop=48, feature_dim=8, decoder=decoder))
     context = model.decoder_context
     assert context is not None
-    at = 2 * context
-    features = torch.randn(1, 4 * context, 8, requires_grad=True)
-    model.decoder(features)[0, at * 48 : (at + 1) * 48].abs().sum().backward()
-    assert features.grad is not None
-    touched = features.grad[0].abs().sum(-1).nonzero().flatten()
-    assert (at - touched.min(), touched.max() - at) == (context, context)
+    at, before, after = 2 * context, 0, 0
+    # Of tokens that share an inner frame the first sees further ahead, the last further back.
+    for token in range(at, at + decoder.tokens):
+        features = torch.randn(1, 4 * context, 8, requires_grad=True)
+        model.decoder(features)[0, token * 48 : (token + 1) * 48].abs().sum().backward()
+        assert features.grad is not None
+        touched = features.grad[0].abs().sum(-1).nonzero().flatten()
+        before, after = max(before, int(token - touched.min())), max(after, int(touched.max() - token))
+    assert context - decoder.tokens < min(before, after) <= max(before, after) <= context
+
+
+@pytest.mark.parametrize("samples", [24_000, 24_000 + 72, 24_000 + 100, 70, 1])
+def test_tokens_that_share_inner_frames_do_not_depend_on_chunks(clip: Clip, samples: int) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        hop=72,
+        feature_dim=16,
+        encoder=SpectralEncoderConfig(dim=16, hidden=16, layers=3, tokens=2),
+        decoder=VocosDecoderConfig(dim=16, hidden=16, layers=3, tokens=2),
+    )
+    codec = Codec(CodecModel(config).eval(), b"12345678", torch.device("cpu"))
+    audio = clip[0][24_000 : 24_000 + samples]
+    whole = codec.encode(audio, 24_000, None)
+    assert whole.indices.shape[1] == -(-samples // 72)
+    expected = codec.decode(whole, None)
+    assert expected.shape == (1, samples)
+    for chunk in (0.1, 0.111, 0.333):
+        chunked = codec.encode(audio, 24_000, chunk)
+        assert (whole.indices == chunked.indices).float().mean() > 0.999
+        torch.testing.assert_close(codec.decode(whole, chunk), expected, rtol=0, atol=1e-5)
 
 
 def test_unbounded_layers_have_no_context(clip: Clip) -> None:

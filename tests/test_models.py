@@ -66,6 +66,7 @@ def test_every_parameter_gets_a_gradient() -> None:
         ({"decoder": {"layers": 0}}, "greater than 0"),
         ({"hop": 145}, "cannot be centred"),
         ({"decoder": {"stride": 5}}, "decoder.stride 5 does not divide hop 144"),
+        ({"decoder": {"stride": 2, "tokens": 2}}, "decoder has both stride and tokens"),
         ({"decoder": {"window": 99}}, "a window of 99 samples with hop 144 cannot be centred"),
         ({"colour": "blue"}, "colour"),
         ({"name": "../evil"}, "name"),

@@ -59,6 +59,16 @@ class ConvNeXtBlock(nn.Module):
         return x + self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
 
 
+def widen(layer: nn.Linear, copies: int) -> None:
+    """Start a layer that makes `copies` frames of one: copies that differ a little, or training could not part them."""
+    layer.weight.data += torch.eye(layer.in_features).repeat(copies, 1)
+
+
+def narrow(layer: nn.Linear, copies: int) -> None:
+    """Start a layer that makes one frame of `copies`: almost their mean."""
+    layer.weight.data += torch.eye(layer.out_features).repeat(1, copies) / copies
+
+
 def total_context(blocks: Iterable[nn.Module]) -> int:
     """Frames that a stack of ConvNeXt blocks sees on either side."""
     return sum(block.context for block in blocks if isinstance(block, ConvNeXtBlock))

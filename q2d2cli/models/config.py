@@ -21,23 +21,31 @@ class Framing(Strict):
 
     stride: PositiveInt = 1
     """Inner frames per token."""
+    tokens: PositiveInt = 1
+    """Tokens per inner frame, instead of `stride`: blocks run at a fraction of a high token rate."""
     window_hops: PositiveInt = 4
     """STFT window length in inner hops."""
     window: PositiveInt | None = None
     """STFT window length in samples, instead of `window_hops`."""
 
+    def inner_hop(self, hop: int) -> int:
+        """Samples per inner frame, for `hop` samples per token."""
+        return hop * self.tokens // self.stride
+
     def n_fft(self, hop: int) -> int:
         """STFT window length in samples, for `hop` samples per token."""
-        return self.window or self.window_hops * hop // self.stride
+        return self.window or self.window_hops * self.inner_hop(hop)
 
     def check(self, part: str, hop: int) -> None:
         """Raise ValueError unless the windows fit `hop` samples per token."""
+        if self.stride > 1 and self.tokens > 1:
+            raise ValueError(f"{part} has both stride and tokens: one of them must be 1")
         if hop % self.stride:
             raise ValueError(f"{part}.stride {self.stride} does not divide hop {hop}")
-        if (self.n_fft(hop) - hop // self.stride) % 2 or self.n_fft(hop) < hop // self.stride:
+        n_fft, inner = self.n_fft(hop), self.inner_hop(hop)
+        if (n_fft - inner) % 2 or n_fft < inner:
             raise ValueError(
-                f"{part}: a window of {self.n_fft(hop)} samples with hop {hop // self.stride} cannot be centred: "
-                "change window_hops or window"
+                f"{part}: a window of {n_fft} samples with hop {inner} cannot be centred: change window_hops or window"
             )
 
 

@@ -43,6 +43,11 @@ class CodecModel(nn.Module):
         """Frames the decoder sees on either side of one, None if unbounded."""
         return self.decoder.context
 
+    @property
+    def alignment(self) -> int:
+        """Frames that encoder or decoder handle as one: what starts at a multiple of it gets the codes of the whole."""
+        return math.lcm(self.encoder.tokens, self.decoder.tokens)
+
     def pad(self, audio: Tensor) -> Tensor:
         """Append zeros to `(batch, samples)` so that it fills whole frames."""
         missing = math.ceil(audio.shape[-1] / self.config.hop) * self.config.hop - audio.shape[-1]

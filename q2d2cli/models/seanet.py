@@ -65,6 +65,9 @@ class SeanetEncoder(nn.Module):
         out_dim: width of the output features.
     """
 
+    tokens = 1
+    """Per inner frame, as `Framing.tokens` of other encoders."""
+
     def __init__(self, config: SeanetEncoderConfig, out_dim: int) -> None:
         super().__init__()
         channels = config.filters

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, total_context
+from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, narrow, total_context, widen
 from q2d2cli.models.config import SpectralEncoderConfig
 
 COMPRESSION = 0.3
@@ -29,8 +29,8 @@ class SpectralEncoder(nn.Module):
 
     def __init__(self, config: SpectralEncoderConfig, hop: int, out_dim: int) -> None:
         super().__init__()
-        self.stride = config.stride
-        self.hop = hop // config.stride
+        self.stride, self.tokens = config.stride, config.tokens
+        self.hop = config.inner_hop(hop)
         self.n_fft = config.n_fft(hop)
         window = torch.hann_window(self.n_fft)
         self.register_buffer("window", window / window.square().sum().sqrt(), persistent=False)
@@ -40,19 +40,20 @@ class SpectralEncoder(nn.Module):
             ConvNeXtBlock(config.dim, config.hidden, config.kernel, 1 / config.layers) for _ in range(config.layers)
         )
         self.merge = nn.Linear(config.stride * config.dim, config.dim) if config.stride > 1 else None
+        self.split = nn.Linear(config.dim, config.tokens * config.dim) if config.tokens > 1 else None
         self.final_norm = nn.LayerNorm(config.dim, eps=1e-6)
         self.out = nn.Linear(config.dim, out_dim)
         self.apply(init_weights)
         if self.merge is not None:
-            # From the mean of the inner frames.
-            nn.init.zeros_(self.merge.weight)
-            self.merge.weight.data += torch.eye(config.dim).repeat(1, config.stride) / config.stride
+            narrow(self.merge, config.stride)
+        if self.split is not None:
+            widen(self.split, config.tokens)
 
     @property
     def context(self) -> int:
-        """Frames seen on either side: the STFT window, then each block; whole tokens of them."""
-        window = -(-(self.n_fft - self.hop) // (2 * self.hop))
-        return -(-(window + total_context(self.blocks)) // self.stride)
+        """Frames (tokens) seen on either side: the STFT window, then each block; whole inner frames of them."""
+        inner = -(-(self.n_fft - self.hop) // (2 * self.hop)) + total_context(self.blocks)
+        return -(-inner // self.stride) * self.tokens + self.tokens - 1
 
     def spectrum(self, audio: Tensor) -> Tensor:
         """`(batch, samples)` to `(batch, inner frames, 3 * bins)` features."""
@@ -73,11 +74,15 @@ class SpectralEncoder(nn.Module):
         Returns:
             `(batch, frames, out_dim)`, one frame per hop.
         """
+        missing = -audio.shape[-1] % self.hop
         with torch.autocast(audio.device.type, enabled=False), torch.no_grad():
-            features = self.spectrum(audio.float())
+            features = self.spectrum(F.pad(audio.float(), (0, missing)))
         x = self.norm(self.embed(features))
         for block in self.blocks:
             x = block(x)
         if self.merge is not None:
             x = self.merge(x.unflatten(1, (-1, self.stride)).flatten(2))
+        if self.split is not None:
+            x = self.split(x).unflatten(2, (self.tokens, -1)).flatten(1, 2)
+            x = x[:, : x.shape[1] - missing * self.tokens // self.hop]
         return self.out(self.final_norm(x))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, make_norm, total_context
+from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, make_norm, narrow, total_context, widen
 from q2d2cli.models.config import VocosDecoderConfig
 
 MAX_MAGNITUDE = 100.0
@@ -108,7 +108,8 @@ class VocosDecoder(nn.Module):
 
     def __init__(self, config: VocosDecoderConfig, hop: int, in_dim: int) -> None:
         super().__init__()
-        self.stride = config.stride
+        self.stride, self.tokens, self.hop = config.stride, config.tokens, hop
+        self.merge = nn.Linear(config.tokens * in_dim, in_dim) if config.tokens > 1 else None
         self.split = nn.Linear(in_dim, config.stride * in_dim) if config.stride > 1 else None
         self.embed = nn.Conv1d(in_dim, config.dim, config.kernel, padding=config.kernel // 2)
         self.pos_net = make_pos_net(config.dim) if config.attention else None
@@ -118,20 +119,21 @@ class VocosDecoder(nn.Module):
             for _ in range(config.layers)
         )
         self.final_norm = nn.LayerNorm(config.dim, eps=1e-6)
-        self.head = InverseStftHead(config.dim, hop // config.stride, config.n_fft(hop))
+        self.head = InverseStftHead(config.dim, config.inner_hop(hop), config.n_fft(hop))
         self.apply(init_weights)
         if self.split is not None:
-            # From inner frames that are all the same.
-            nn.init.zeros_(self.split.weight)
-            self.split.weight.data += torch.eye(in_dim).repeat(config.stride, 1)
+            widen(self.split, config.stride)
+        if self.merge is not None:
+            narrow(self.merge, config.tokens)
 
     @property
     def context(self) -> int | None:
-        """Frames seen on either side, or None if unbounded (attention and GroupNorm see everything)."""
+        """Frames (tokens) seen on either side, or None if unbounded (attention and GroupNorm see everything)."""
         if self.pos_net is not None:
             return None
         overlap = -(-(self.head.n_fft - self.head.hop) // (2 * self.head.hop))
-        return -(-(self.embed.kernel_size[0] // 2 + total_context(self.blocks) + overlap) // self.stride)
+        inner = self.embed.kernel_size[0] // 2 + total_context(self.blocks) + overlap
+        return -(-inner // self.stride) * self.tokens + self.tokens - 1
 
     def forward(self, features: Tensor) -> Tensor:
         """Decode features.
@@ -142,6 +144,12 @@ class VocosDecoder(nn.Module):
         Returns:
             `(batch, frames * hop)` samples.
         """
+        samples = features.shape[1] * self.hop
+        if self.merge is not None:
+            missing = -features.shape[1] % self.tokens
+            # The last token again, so that a part of an inner frame looks like speech that goes on.
+            features = torch.cat([features, features[:, -1:].expand(-1, missing, -1)], dim=1)
+            features = self.merge(features.unflatten(1, (-1, self.tokens)).flatten(2))
         if self.split is not None:
             features = self.split(features).unflatten(2, (self.stride, -1)).flatten(1, 2)
         x = self.embed(features.transpose(1, 2))
@@ -150,4 +158,4 @@ class VocosDecoder(nn.Module):
         x = self.norm(x.transpose(1, 2))
         for block in self.blocks:
             x = block(x)
-        return self.head(self.final_norm(x))
+        return self.head(self.final_norm(x))[:, :samples]
