@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from q2d2cli.audio import Resampler
 from q2d2cli.training.config import DataConfig, DiscriminatorConfig
 from q2d2cli.training.data import FileCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
-from q2d2cli.training.losses import ComplexStftLoss, MelLoss
+from q2d2cli.training.losses import ComplexStftLoss, LinearLoss, MelLoss, PesqLoss
+from q2d2cli.training.scores import measure
 
 
 def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> None:
@@ -184,13 +186,51 @@ def test_crops_have_the_levels_asked_for(tmp_path: Path) -> None:
 def test_losses_are_zero_for_equal_signals_and_grow_with_distance() -> None:
     torch.manual_seed(0)
     signal = torch.randn(2, 8000) * 0.1
-    for loss in (MelLoss(24_000), ComplexStftLoss()):
+    for loss in (MelLoss(24_000), LinearLoss(24_000), ComplexStftLoss()):
         near, far = (loss(signal + e * torch.randn(2, 8000), signal) for e in (0.001, 0.1))
         assert loss(signal, signal) == 0
         assert 0 < near < far
     # The complex loss hears a sign flip, the mel loss does not.
     assert MelLoss(24_000)(-signal, signal) < 1e-5
     assert ComplexStftLoss()(-signal, signal) > 0.1
+
+
+def test_linear_loss_hears_lines_where_noise_should_be() -> None:
+    torch.manual_seed(0)
+    frequencies = torch.fft.rfftfreq(48_000, 1 / 24_000)
+
+    def above_5_khz(signal: torch.Tensor) -> torch.Tensor:
+        return torch.fft.irfft(torch.fft.rfft(signal) * (frequencies > 5000))
+
+    target, noise = (above_5_khz(0.05 * torch.randn(2, 48_000)) for _ in range(2))
+    # The same 150 samples again and again: as loud, but lines 160 Hz apart.
+    lines = above_5_khz(0.05 * torch.randn(2, 150).repeat(1, 320))
+    linear, mel = LinearLoss(24_000), MelLoss(24_000)
+    assert linear(lines, target) > 4 * linear(noise, target)
+    assert mel(lines, target) < 2 * mel(noise, target)
+
+
+def test_pesq_loss_falls_as_pesq_rises_and_bears_silence() -> None:
+    torch.manual_seed(0)
+    audio, rate = soundfile.read(CLIP, dtype="float32")
+    speech = torch.from_numpy(audio[: 3 * rate])[None]
+    loss, noise = PesqLoss(rate), torch.randn_like(speech)
+    assert loss(speech, speech) < 1e-6
+    noisy = [speech + level * noise for level in (0.001, 0.01, 0.1)]
+    losses = [loss(estimate, speech).item() for estimate in noisy]
+    scores = [measure(["pesq"], rate, speech, estimate)["pesq"] for estimate in noisy]
+    assert losses == sorted(losses)
+    assert scores == sorted(scores, reverse=True)
+    # 4.5 less the disturbance is raw PESQ; P.862.2 maps it. The two leave time alignment apart, so roughly.
+    for value, score in zip(losses, scores, strict=True):
+        assert 0.999 + 4 / (1 + math.exp(-1.3669 * (4.5 - value) + 3.8224)) == pytest.approx(score, abs=0.5)
+    # Silence has no level to bring to PESQ's: no loss and no gradient, instead of NaN.
+    batch = torch.cat([speech, torch.zeros_like(speech), speech])
+    estimate = torch.cat([noisy[1], 1e-5 * noise, torch.zeros_like(speech)]).requires_grad_()
+    loss(estimate, batch).backward()
+    assert estimate.grad is not None
+    assert estimate.grad[0].abs().max() > 0
+    assert estimate.grad[1:].abs().max() == 0
 
 
 def test_corpora_in_memory_and_on_disk_hold_the_same(tmp_path: Path) -> None:

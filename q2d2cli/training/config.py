@@ -79,6 +79,8 @@ class LossConfig(Strict):
     """Complex, magnitude-compressed multi-resolution STFT loss."""
     stft_compression: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Power to which that loss raises magnitudes."""
+    linear: Weight = 0.0
+    """Log spectra in narrow bands of equal width: hears lines at multiples of the frame rate."""
     pesq: Weight = 0.0
     """PESQ's disturbance, differentiable: PESQ rises, and then says less about the quality heard."""
     commitment: Weight = 1.0

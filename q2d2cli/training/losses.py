@@ -21,31 +21,57 @@ def stft(audio: Tensor, window: Tensor) -> Tensor:
     return torch.fft.rfft(audio.unfold(-1, n_fft, n_fft // 4) * window)
 
 
-class MelLoss(nn.Module):
-    """L1 between natural-log mel spectrograms at several resolutions, averaged."""
+class BandLoss(nn.Module):
+    """L1 between natural-log spectrograms in bands, at several resolutions, averaged.
 
-    def __init__(
-        self, sample_rate: int, resolutions: Sequence[tuple[int, int]] = ((2048, 128), (1024, 80), (512, 48), (256, 24))
-    ) -> None:
+    Args:
+        banks: `(bins, bands)` weights of the bands, one per resolution; the window has twice as many samples as bins,
+            less two.
+    """
+
+    def __init__(self, banks: Sequence[Tensor]) -> None:
         super().__init__()
-        self.count = len(resolutions)
-        for i, (n_fft, bands) in enumerate(resolutions):
-            bank = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0.0, sample_rate / 2, bands, sample_rate)
+        self.count = len(banks)
+        for i, bank in enumerate(banks):
             self.register_buffer(f"bank_{i}", bank, persistent=False)
-            self.register_buffer(f"window_{i}", torch.hann_window(n_fft), persistent=False)
+            self.register_buffer(f"window_{i}", torch.hann_window(2 * len(bank) - 2), persistent=False)
 
     def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
         """Two `(batch, samples)` signals to a scalar."""
         total = estimate.new_zeros(())
         for i in range(self.count):
             window, bank = getattr(self, f"window_{i}"), getattr(self, f"bank_{i}")
-            mels = []
+            bands = []
             for audio in (estimate, target):
                 spectrum = stft(audio, window)
                 magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt()
-                mels.append((magnitude @ bank).clamp(min=LOG_FLOOR).log())
-            total = total + F.l1_loss(mels[0], mels[1])
+                bands.append((magnitude @ bank).clamp(min=LOG_FLOOR).log())
+            total = total + F.l1_loss(bands[0], bands[1])
         return total / self.count
+
+
+class MelLoss(BandLoss):
+    """In mel bands, at four resolutions from 2048 samples and 128 bands to 256 and 24."""
+
+    def __init__(self, sample_rate: int) -> None:
+        top = sample_rate / 2
+        super().__init__(
+            [
+                torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0.0, top, bands, sample_rate)
+                for n_fft, bands in ((2048, 128), (1024, 80), (512, 48), (256, 24))
+            ]
+        )
+
+
+class LinearLoss(BandLoss):
+    """In 192 bands of equal width (at 24 kHz every 62.5 Hz), windows of 2048 samples.
+
+    Where a decoder does not know the phase it tends to repeat one, which makes lines at multiples of the frame rate.
+    Above 4 kHz mel bands are wider than their distance and miss them.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        super().__init__([torchaudio.functional.linear_fbanks(1025, 0.0, sample_rate / 2, 192, sample_rate)])
 
 
 class ComplexStftLoss(nn.Module):

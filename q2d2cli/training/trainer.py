@@ -20,7 +20,7 @@ from q2d2cli.models.model import CodecModel
 from q2d2cli.training import distill
 from q2d2cli.training.config import TrainConfig, difference
 from q2d2cli.training.discriminators import Discriminators, Judgements
-from q2d2cli.training.losses import ComplexStftLoss, MelLoss, PesqLoss
+from q2d2cli.training.losses import ComplexStftLoss, LinearLoss, MelLoss, PesqLoss
 from q2d2cli.training.scores import measure
 
 VALID_BATCH = 8
@@ -80,7 +80,11 @@ class Trainer:
         self.parallel_discriminator = accelerator.prepare_model(self.discriminator)
         self.mel = MelLoss(config.model.sample_rate).to(device)
         self.stft = ComplexStftLoss(config.loss.stft_compression).to(device)
-        self.pesq = PesqLoss(config.model.sample_rate).to(device) if config.loss.pesq else None
+        chosen = {"linear": LinearLoss, "pesq": PesqLoss}
+        # Beside mel and STFT, which every validation measures.
+        self.more_losses = nn.ModuleDict(
+            {name: kind(config.model.sample_rate) for name, kind in chosen.items() if getattr(config.loss, name)}
+        ).to(device)
         self.step = 0
         self.skipped = 0
         self.minutes = 0.0
@@ -137,9 +141,9 @@ class Trainer:
         mel, stft = self.mel(estimate, audio), self.stft(estimate, audio)
         total = config.loss.mel * mel + config.loss.stft * stft + config.loss.commitment * quantized.loss
         losses = {"mel": mel, "stft": stft}
-        if self.pesq is not None:
-            losses["pesq"] = self.pesq(estimate, audio)
-            total = total + config.loss.pesq * losses["pesq"]
+        for name, loss in self.more_losses.items():
+            losses[name] = loss(estimate, audio)
+            total = total + getattr(config.loss, name) * losses[name]
         if self.teacher is not None:
             with autocast:
                 target = self.teacher.quantize(audio)
