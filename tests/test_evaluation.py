@@ -84,6 +84,16 @@ def test_vuv_f1_is_torchcrepe(pair: tuple[np.ndarray, np.ndarray]) -> None:
     assert METRICS["vuv_f1"].score(*cut) == pytest.approx(expected, abs=0.01)
 
 
+def test_level_error_is_what_a_gain_makes() -> None:
+    speech = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
+    level = METRICS["level"].score
+    assert level(speech, speech) == 0
+    assert level(speech, 0.5 * speech) == pytest.approx(6.02, abs=0.01)
+    assert level(speech, 2 * speech) == pytest.approx(6.02, abs=0.01)
+    assert level(speech, 0 * speech) == 100
+    assert level(0 * speech, speech) is None
+
+
 def test_si_sdr_of_a_known_mixture() -> None:
     rng = np.random.default_rng(0)
     speech, noise = rng.normal(size=(2, 16_000)).astype(np.float32)

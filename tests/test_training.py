@@ -28,6 +28,10 @@ from q2d2cli.training.scores import measure
 
 def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
+    content = yaml.safe_load(config.read_text())
+    content["data"]["crop_seconds"] = 0.4
+    content["loss"] = {"pesq": 0.5, "linear": 1.0}
+    config.write_text(yaml.safe_dump(content))
     result = run("train", "-c", config, "-o", out)
     assert result.returncode == 0, result.stderr.decode()
     assert "broken.wav" in result.stderr.decode()
@@ -35,6 +39,7 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     losses = [entry["mel"] for entry in log if "mel" in entry]
     assert losses[-1] < 0.8 * losses[0]
     assert any("d" in entry for entry in log)
+    assert all({"pesq_loss", "linear_loss"} <= entry.keys() for entry in log if "mel" in entry)
     assert [entry["step"] for entry in log if 0 < (entry.get("stoi") or 0) < 1] == [30, 60]
     assert all(entry["skipped"] == 0 for entry in log if "skipped" in entry)
 
@@ -66,6 +71,7 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     assert (target / "discriminators.safetensors").is_file()
     card = (target / "README.md").read_text()
     assert "80 steps" in card
+    assert "PESQ flatters this model" in card
     assert "| original | – | – |" in card
     assert (target / "validation.svg").read_text().startswith("<svg")
     assert (target / "training.yaml").read_bytes() == (out / "config.yaml").read_bytes()
@@ -99,7 +105,12 @@ def test_overrides_and_printed_configuration(run: Run, config: Path, tmp_path: P
     # What is printed is itself a configuration.
     (tmp_path / "again.yaml").write_bytes(result.stdout)
     assert run("train", "-c", tmp_path / "again.yaml", "--print-config").stdout == result.stdout
-    for bad, words in (("optim.lr", "path.to.key=value"), ("optim.rl=1", "optim.rl"), ("steps.x=1", "no keys")):
+    for bad, words in (
+        ("optim.lr", "path.to.key=value"),
+        ("optim.rl=1", "optim.rl"),
+        ("loss.pesq=1", "at least 0.35"),
+        ("steps.x=1", "no keys"),
+    ):
         result = run("train", "-c", config, "--set", bad, "--print-config")
         assert result.returncode == 2
         assert words in result.stderr.decode()
@@ -193,6 +204,12 @@ def test_losses_are_zero_for_equal_signals_and_grow_with_distance() -> None:
     # The complex loss hears a sign flip, the mel loss does not.
     assert MelLoss(24_000)(-signal, signal) < 1e-5
     assert ComplexStftLoss()(-signal, signal) > 0.1
+    # An unknown phase makes it prefer silence, unless only phase counts.
+    other = torch.randn(2, 8000) * 0.1
+    for phase_only in (False, True):
+        loss = ComplexStftLoss(0.6, phase_only)
+        loud, quiet = (loss(gain * other, signal).item() for gain in (1.0, 0.3))
+        assert (loud == pytest.approx(quiet, rel=0.01)) if phase_only else (loud > 1.1 * quiet)
 
 
 def test_linear_loss_hears_lines_where_noise_should_be() -> None:

@@ -56,7 +56,9 @@ def evaluate(
     ],
     metrics: Annotated[
         str,
-        typer.Option("--metrics", help="Comma-separated: utmos, dnsmos, pesq, stoi, vuv_f1, si_sdr, mel, rtf, memory."),
+        typer.Option(
+            "--metrics", help="Comma-separated: utmos, dnsmos, pesq, stoi, vuv_f1, si_sdr, level, mel, rtf, memory."
+        ),
     ] = "pesq,stoi",
     codec: Annotated[
         list[str] | None,

@@ -18,7 +18,7 @@ from q2d2cli.audio import Resampler
 from q2d2cli.errors import UsageError
 
 SPEECH_RATE = 16_000
-"""Rate of all metrics but the mel distance, Hz; the paper's."""
+"""Rate of all metrics but level and mel distance, Hz; the paper's."""
 MEL_RATE = 24_000
 MAX_SECONDS = 30.0
 """Longest piece that PESQ and the networks see: P.862 is not defined for more, and memory stays bounded."""
@@ -68,6 +68,12 @@ def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float | None:
         return None
     target = (a @ b) / energy * a
     return float(10 * np.log10(max(target @ target, 1e-20) / max(np.sum((b - target) ** 2), energy * 1e-10)))
+
+
+def level(reference: np.ndarray, degraded: np.ndarray) -> float | None:
+    """How far the RMS level of one `(samples,)` signal is from the other's, dB; None for silence, at most 100."""
+    a, b = (float(np.mean(x.astype(np.float64) ** 2)) for x in (reference, degraded))
+    return abs(10 * math.log10(max(b, 1e-10 * a) / a)) if a > 1e-12 else None
 
 
 def mel(reference: np.ndarray, degraded: np.ndarray) -> float | None:
@@ -250,6 +256,7 @@ METRICS: dict[str, Metric] = {
     "stoi": Metric("STOI", stoi, ("pystoi",)),
     "vuv_f1": Metric("V/UV F1", vuv_f1, ("torchcrepe", "librosa"), max_seconds=MAX_SECONDS),
     "si_sdr": Metric("SI-SDR, dB", si_sdr, (), decimals=2),
+    "level": Metric("level error, dB", level, (), rate=MEL_RATE, higher_is_better=False, decimals=2),
     "mel": Metric("mel", mel, ("librosa",), rate=MEL_RATE, higher_is_better=False),
 }
 

@@ -16,6 +16,8 @@ CONFIG_NAME = "config.yaml"
 """What ran, in its folder: the whole configuration."""
 LOG_NAME = "log.jsonl"
 """Log of a run: one JSON object per line."""
+PESQ_SECONDS = 0.35
+"""PESQ pools over 20 frames, 0.34 s."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -79,6 +81,9 @@ class LossConfig(Strict):
     """Complex, magnitude-compressed multi-resolution STFT loss."""
     stft_compression: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Power to which that loss raises magnitudes."""
+    stft_phase_only: bool = False
+    """That loss gives the estimate's bins the target's magnitudes, so that phase nobody can code does not pull the
+    level down."""
     linear: Weight = 0.0
     """Log spectra in narrow bands of equal width: hears lines at multiples of the frame rate."""
     pesq: Weight = 0.0
@@ -180,6 +185,8 @@ class TrainConfig(Strict):
     def _valid(self) -> TrainConfig:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either steps or minutes as the length of the run")
+        if self.loss.pesq and self.data.crop_seconds < PESQ_SECONDS:
+            raise ValueError(f"loss.pesq needs data.crop_seconds of at least {PESQ_SECONDS}")
         if set(self.freeze) == {"encoder", "quantizer", "decoder"}:
             raise ValueError("freeze names every part: leave one to train")
         if self.teacher is not None and self.freeze:

@@ -14,12 +14,16 @@ from q2d2cli.evaluation.tables import by_codec, by_dataset
 from q2d2cli.files import atomic_output
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.training.config import CONFIG_NAME as RUN_CONFIG_NAME
-from q2d2cli.training.config import LOG_NAME
+from q2d2cli.training.config import LOG_NAME, read_config
 
 CURVE_NAME = "validation.svg"
 """The run's validations, shown in the card."""
 RECIPE_NAME = "training.yaml"
 """The run's configuration, to go on with."""
+
+PESQ_NOTE = """
+PESQ's disturbance was one of the training losses (on other speech), so PESQ flatters this model beside codecs that
+were not trained on it: look at the other metrics, too."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ def model_card(
 ) -> str:
     """The card's text."""
     spec = config.quantizer.spec()
+    on_pesq = read_config(folder / RECIPE_NAME).loss.pesq > 0
     own = measured["codecs"][0]
     columns = (spec.sizes, own["pair_entropy"], own["pair_entropy_max"], own["pair_utilization"])
     pairs = "\n".join(
@@ -122,7 +127,7 @@ def model_card(
 ## Measured quality
 
 On speakers never trained on: {measured["files"]} files, {measured["minutes"]} minutes.
-Mean and 95% interval over files, metrics at 16 kHz, PESQ wide-band.
+Mean and 95% interval over files, metrics at 16 kHz, PESQ wide-band.{PESQ_NOTE if on_pesq else ""}
 
 {by_dataset(measured, own)}
 

@@ -78,12 +78,15 @@ class ComplexStftLoss(nn.Module):
     """L1 between complex spectra whose magnitudes are raised to a power; sees phase from the first step.
 
     A low power (0.3) makes quiet bins count. Where phase cannot be coded it also pulls the level
-    down, since nothing is nearer than a wrong phase; a higher one (0.6) does so much less.
+    down, since nothing is nearer than a wrong phase; a higher one (0.6) does so much less, and with `phase_only`
+    nothing does: then the estimate's bins get the target's magnitudes, and only their phase counts.
     """
 
-    def __init__(self, compression: float = 0.3, windows: Sequence[int] = (1024, 512, 256)) -> None:
+    def __init__(
+        self, compression: float = 0.3, phase_only: bool = False, windows: Sequence[int] = (1024, 512, 256)
+    ) -> None:
         super().__init__()
-        self.compression = compression
+        self.compression, self.phase_only = compression, phase_only
         self.count = len(windows)
         for i, n_fft in enumerate(windows):
             window = torch.hann_window(n_fft)
@@ -93,12 +96,15 @@ class ComplexStftLoss(nn.Module):
         """Two `(batch, samples)` signals to a scalar."""
         total = estimate.new_zeros(())
         for i in range(self.count):
-            parts = []
-            for audio in (estimate, target):
-                spectrum = stft(audio, getattr(self, f"window_{i}"))
-                power = spectrum.real.square() + spectrum.imag.square()
-                factor = (power + 1e-7) ** ((self.compression - 1) / 2)
-                parts.append(torch.stack([spectrum.real * factor, spectrum.imag * factor]))
+            spectra = [stft(audio, getattr(self, f"window_{i}")) for audio in (estimate, target)]
+            powers = [spectrum.real.square() + spectrum.imag.square() + 1e-7 for spectrum in spectra]
+            factors = [power ** ((self.compression - 1) / 2) for power in powers]
+            if self.phase_only:
+                factors[0] = powers[0] ** -0.5 * powers[1] ** (self.compression / 2)
+            parts = [
+                torch.stack([spectrum.real * factor, spectrum.imag * factor])
+                for spectrum, factor in zip(spectra, factors, strict=True)
+            ]
             total = total + F.l1_loss(parts[0], parts[1])
         return total / self.count
 

@@ -79,7 +79,7 @@ class Trainer:
         self.parallel_model = accelerator.prepare_model(compiled)
         self.parallel_discriminator = accelerator.prepare_model(self.discriminator)
         self.mel = MelLoss(config.model.sample_rate).to(device)
-        self.stft = ComplexStftLoss(config.loss.stft_compression).to(device)
+        self.stft = ComplexStftLoss(config.loss.stft_compression, config.loss.stft_phase_only).to(device)
         chosen = {"linear": LinearLoss, "pesq": PesqLoss}
         # Beside mel and STFT, which every validation measures.
         self.more_losses = nn.ModuleDict(
@@ -142,8 +142,8 @@ class Trainer:
         total = config.loss.mel * mel + config.loss.stft * stft + config.loss.commitment * quantized.loss
         losses = {"mel": mel, "stft": stft}
         for name, loss in self.more_losses.items():
-            losses[name] = loss(estimate, audio)
-            total = total + getattr(config.loss, name) * losses[name]
+            losses[f"{name}_loss"] = value = loss(estimate, audio)
+            total = total + getattr(config.loss, name) * value
         if self.teacher is not None:
             with autocast:
                 target = self.teacher.quantize(audio)
