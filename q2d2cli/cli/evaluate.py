@@ -406,6 +406,7 @@ def score_table(result: dict[str, Any], title: str, datasets: Sequence[str], int
     from rich.table import Table
 
     from q2d2cli.evaluation.metrics import METRICS
+    from q2d2cli.evaluation.tables import mean_cell
 
     metrics, overall = result["metrics"], list(datasets) == ["all"]
     extra = [column for column in SPEED_COLUMNS if overall and any(column[0] in codec for codec in result["codecs"])]
@@ -422,7 +423,7 @@ def score_table(result: dict[str, Any], title: str, datasets: Sequence[str], int
             if overall:
                 cells += [number(rate and rate / 1000, 2), number(codec["num_quantizers"], 0)]
                 cells.append(number(codec["tokens_per_second"], 1))
-            cells += [metric_cell(entry[m], METRICS[m].decimals, entry["files"], intervals) for m in metrics]
+            cells += [mean_cell(entry[m], METRICS[m].decimals, entry["files"], intervals) for m in metrics]
             table.add_row(*cells, str(entry["files"]), *(number(codec.get(key), digits) for key, _, digits in extra))
     return table
 
@@ -444,13 +445,3 @@ def pair_table(codec: dict[str, Any]) -> Any:
 def number(value: float | None, decimals: int) -> str:
     """A number, or a dash."""
     return "-" if value is None else f"{value:.{decimals}f}"
-
-
-def metric_cell(entry: dict[str, Any], decimals: int, files: int, interval: bool) -> str:
-    """Mean, interval if wanted, and the count where it is not that of the files."""
-    if entry["mean"] is None:
-        return "-"
-    text = f"{entry['mean']:.{decimals}f}"
-    if interval and entry["interval95"] is not None:
-        text += f" ±{entry['interval95']:.{decimals}f}"
-    return text + (f" (n {entry['n']})" if entry["n"] != files else "")

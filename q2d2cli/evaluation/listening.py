@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 
 from q2d2cli.errors import UsageError
+from q2d2cli.evaluation.codecs import fit
 from q2d2cli.files import atomic_output, make_folder
 
 Kind = Literal["mushra", "cmos-q", "cmos-p"]
@@ -116,6 +117,7 @@ def lay_out(
 
     def add(signal: np.ndarray, trial: Trial) -> str:
         number = free.pop()
+        # A length must not give a system away.
         stimuli[number] = wav_bytes(fit(signal, len(trial.reference)), trial.rate)
         return number
 
@@ -152,11 +154,6 @@ def low_anchor(signal: np.ndarray, rate: int) -> np.ndarray:
     kernel = firwin(taps | 1, (PASS_BAND + STOP_BAND) / 2, window=("kaiser", beta), fs=rate)
     delay = len(kernel) // 2
     return oaconvolve(np.asarray(signal, dtype=np.float64), kernel)[delay : delay + len(signal)]
-
-
-def fit(signal: np.ndarray, length: int) -> np.ndarray:
-    """Cut to `length` samples, or padded with silence: a length must not give a system away."""
-    return np.pad(signal[:length], (0, max(0, length - len(signal))))
 
 
 def wav_bytes(signal: np.ndarray, rate: int) -> bytes:

@@ -18,6 +18,7 @@ from q2d2cli.evaluation.codecs import ChannelSubject, Original, Subject
 from q2d2cli.evaluation.evaluate import Clip, Row
 from q2d2cli.evaluation.metrics import METRICS
 from q2d2cli.evaluation.plots import channel_quality, distributions, rate_quality, spectrogram, to_svg
+from q2d2cli.evaluation.tables import mean_parts
 
 EXAMPLE_SECONDS = 10.0
 """At most so much of a clip is put into the report."""
@@ -146,13 +147,9 @@ def codec_cells(codec: dict[str, Any]) -> list[str]:
 
 
 def metric_cell(entry: dict[str, Any], decimals: int, files: int) -> str:
-    """Mean, interval, and the count where it is not that of the files."""
-    if entry["mean"] is None:
-        return "–"
-    text = f"{entry['mean']:.{decimals}f}"
-    if entry["interval95"] is not None:
-        text += f" <small>±{entry['interval95']:.{decimals}f}</small>"
-    return text + (f" <small>n {entry['n']}</small>" if entry["n"] != files else "")
+    """The parts of a mean as HTML."""
+    mean, *rest = mean_parts(entry, decimals, files)
+    return " ".join([mean, *(f"<small>{part}</small>" for part in rest if part)])
 
 
 def number(value: float | None, decimals: int) -> str:

@@ -40,19 +40,28 @@ def row(first: Sequence[str], entry: dict[str, Any], metrics: Sequence[str]) -> 
     """A line: means and intervals of one dataset."""
     cells = [
         *first,
-        *(cell(entry[name], METRICS[name].decimals, entry["files"]) for name in metrics),
+        *(mean_cell(entry[name], METRICS[name].decimals, entry["files"]) for name in metrics),
         str(entry["files"]),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def cell(entry: dict[str, Any], decimals: int, files: int) -> str:
-    """Mean and interval, and the count where it is not that of the files."""
+def mean_parts(entry: dict[str, Any], decimals: int, files: int) -> tuple[str, str, str]:
+    """Mean or a dash; its interval; the count where it is not that of the files. The last two may be empty."""
     if entry["mean"] is None:
-        return "–"
+        return "–", "", ""
     half = entry["interval95"]
-    text = f"{entry['mean']:.{decimals}f}" + (f" ± {half:.{decimals}f}" if half is not None else "")
-    return text + (f" (n {entry['n']})" if entry["n"] != files else "")
+    return (
+        f"{entry['mean']:.{decimals}f}",
+        "" if half is None else f"± {half:.{decimals}f}",
+        "" if entry["n"] == files else f"n {entry['n']}",
+    )
+
+
+def mean_cell(entry: dict[str, Any], decimals: int, files: int, interval: bool = True) -> str:
+    """The parts of a mean as text."""
+    mean, half, count = mean_parts(entry, decimals, files)
+    return " ".join(filter(None, [mean, half if interval else "", f"({count})" if count else ""]))
 
 
 def number(value: float | None, divisor: float, decimals: int) -> str:
