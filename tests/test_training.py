@@ -22,7 +22,7 @@ from q2d2cli.audio import Resampler
 from q2d2cli.training.config import DataConfig, DiscriminatorConfig
 from q2d2cli.training.data import FileCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
-from q2d2cli.training.losses import ComplexStftLoss, LinearLoss, MelLoss, PesqLoss
+from q2d2cli.training.losses import ComplexStftLoss, EnergyLoss, LinearLoss, MelLoss, PesqLoss
 from q2d2cli.training.scores import measure
 
 
@@ -30,7 +30,7 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     out = tmp_path / "run"
     content = yaml.safe_load(config.read_text())
     content["data"]["crop_seconds"] = 0.4
-    content["loss"] = {"pesq": 0.5, "linear": 1.0}
+    content["loss"] = {"pesq": 0.5, "linear": 1.0, "energy": 1.0}
     config.write_text(yaml.safe_dump(content))
     result = run("train", "-c", config, "-o", out)
     assert result.returncode == 0, result.stderr.decode()
@@ -39,7 +39,7 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     losses = [entry["mel"] for entry in log if "mel" in entry]
     assert losses[-1] < 0.8 * losses[0]
     assert any("d" in entry for entry in log)
-    assert all({"pesq_loss", "linear_loss"} <= entry.keys() for entry in log if "mel" in entry)
+    assert all({"pesq_loss", "linear_loss", "energy_loss"} <= entry.keys() for entry in log if "mel" in entry)
     assert [entry["step"] for entry in log if 0 < (entry.get("stoi") or 0) < 1] == [30, 60]
     assert all(entry["skipped"] == 0 for entry in log if "skipped" in entry)
 
@@ -197,7 +197,7 @@ def test_crops_have_the_levels_asked_for(tmp_path: Path) -> None:
 def test_losses_are_zero_for_equal_signals_and_grow_with_distance() -> None:
     torch.manual_seed(0)
     signal = torch.randn(2, 8000) * 0.1
-    for loss in (MelLoss(24_000), LinearLoss(24_000), ComplexStftLoss()):
+    for loss in (MelLoss(24_000), EnergyLoss(24_000), LinearLoss(24_000), ComplexStftLoss()):
         near, far = (loss(signal + e * torch.randn(2, 8000), signal) for e in (0.001, 0.1))
         assert loss(signal, signal) == 0
         assert 0 < near < far
@@ -210,6 +210,14 @@ def test_losses_are_zero_for_equal_signals_and_grow_with_distance() -> None:
         loss = ComplexStftLoss(0.6, phase_only)
         loud, quiet = (loss(gain * other, signal).item() for gain in (1.0, 0.3))
         assert (loud == pytest.approx(quiet, rel=0.01)) if phase_only else (loud > 1.1 * quiet)
+
+
+def test_energy_loss_is_least_at_the_right_level_whatever_the_fine_structure() -> None:
+    torch.manual_seed(0)
+    target, other = (0.05 * torch.randn(2, 24_000) for _ in range(2))
+    losses = {gain: EnergyLoss(24_000)(gain * other, target).item() for gain in (0.5, 0.8, 1.0, 1.25, 2.0)}
+    assert min(losses, key=losses.__getitem__) == 1.0
+    assert losses[0.5] == pytest.approx(math.log(2), abs=0.02)
 
 
 def test_linear_loss_hears_lines_where_noise_should_be() -> None:

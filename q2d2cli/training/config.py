@@ -84,6 +84,8 @@ class LossConfig(Strict):
     stft_phase_only: bool = False
     """That loss gives the estimate's bins the target's magnitudes, so that phase nobody can code does not pull the
     level down."""
+    energy: Weight = 0.0
+    """Energy in wide bands: holds the level, which uncertain magnitudes lower."""
     linear: Weight = 0.0
     """Log spectra in narrow bands of equal width: hears lines at multiples of the frame rate."""
     pesq: Weight = 0.0

@@ -20,7 +20,7 @@ from q2d2cli.models.model import CodecModel
 from q2d2cli.training import distill
 from q2d2cli.training.config import TrainConfig, difference
 from q2d2cli.training.discriminators import Discriminators, Judgements
-from q2d2cli.training.losses import ComplexStftLoss, LinearLoss, MelLoss, PesqLoss
+from q2d2cli.training.losses import ComplexStftLoss, EnergyLoss, LinearLoss, MelLoss, PesqLoss
 from q2d2cli.training.scores import measure
 
 VALID_BATCH = 8
@@ -80,7 +80,7 @@ class Trainer:
         self.parallel_discriminator = accelerator.prepare_model(self.discriminator)
         self.mel = MelLoss(config.model.sample_rate).to(device)
         self.stft = ComplexStftLoss(config.loss.stft_compression, config.loss.stft_phase_only).to(device)
-        chosen = {"linear": LinearLoss, "pesq": PesqLoss}
+        chosen = {"energy": EnergyLoss, "linear": LinearLoss, "pesq": PesqLoss}
         # Beside mel and STFT, which every validation measures.
         self.more_losses = nn.ModuleDict(
             {name: kind(config.model.sample_rate) for name, kind in chosen.items() if getattr(config.loss, name)}
