@@ -82,6 +82,16 @@ def test_no_burst_and_no_level_jump(codec: Codec, voice: np.ndarray, case: str) 
         assert abs(np.median(got[given > given.max() - 20] - given[given > given.max() - 20])) < 4
 
 
+@pytest.mark.parametrize("cut", [0.4, 0.9, 1.3, 1.77, 2.2, 2.61, 3.03, 3.5])
+def test_no_click_where_a_file_is_cut(codec: Codec, voice: np.ndarray, cut: float) -> None:
+    at = int(cut * RATE)
+    for before, ends in ((voice[:at], slice(-RATE // 50, None)), (voice[at:], slice(0, RATE // 50))):
+        after = codec.decode(codec.encode(before, RATE)).numpy()[0]
+        near = before[-RATE // 10 :] if ends.start else before[: RATE // 10]
+        peak = np.abs(near).max() + 0.002
+        assert np.abs(after[ends]).max() < 3 * peak
+
+
 @pytest.mark.parametrize("dither", [0.0, 1e-5])
 def test_silence_stays_silence(codec: Codec, dither: float) -> None:
     silence = (dither * hiss(2 * RATE)).astype(np.float32)

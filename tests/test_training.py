@@ -22,7 +22,7 @@ from q2d2cli.audio import Resampler
 from q2d2cli.training.config import DataConfig, DiscriminatorConfig
 from q2d2cli.training.data import FileCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
-from q2d2cli.training.losses import ComplexStftLoss, EnergyLoss, LinearLoss, MelLoss, PesqLoss
+from q2d2cli.training.losses import ComplexStftLoss, EnergyLoss, LinearLoss, MelLoss, PesqLoss, stft
 from q2d2cli.training.scores import measure
 
 
@@ -212,6 +212,15 @@ def test_losses_are_zero_for_equal_signals_and_grow_with_distance() -> None:
         assert (loud == pytest.approx(quiet, rel=0.01)) if phase_only else (loud > 1.1 * quiet)
 
 
+def test_the_cut_ends_of_a_crop_are_no_steps() -> None:
+    tone = torch.sin(torch.arange(8000) * 0.05)[None]
+    spectrum = stft(tone, torch.hann_window(512))[0].abs()
+    assert spectrum.shape == (1 + 8000 // 128, 257)
+    above = spectrum[:, 50:].amax(1)
+    assert above[0] < 0.01 * spectrum.max()
+    assert above[-1] < 0.01 * spectrum.max()
+
+
 def test_energy_loss_is_least_at_the_right_level_whatever_the_fine_structure() -> None:
     torch.manual_seed(0)
     target, other = (0.05 * torch.randn(2, 24_000) for _ in range(2))
@@ -249,6 +258,11 @@ def test_pesq_loss_falls_as_pesq_rises_and_bears_silence() -> None:
     # 4.5 less the disturbance is raw PESQ; P.862.2 maps it. The two leave time alignment apart, so roughly.
     for value, score in zip(losses, scores, strict=True):
         assert 0.999 + 4 / (1 + math.exp(-1.3669 * (4.5 - value) + 3.8224)) == pytest.approx(score, abs=0.5)
+    # A click costs as much at the ends as elsewhere.
+    for place in (slice(0, 100), slice(rate, rate + 100), slice(-100, None)):
+        clicked = noisy[0].clone()
+        clicked[:, place] += 0.5 * noise[:, place]
+        assert loss(clicked, speech) > losses[0] + 0.1
     # Silence has no level to bring to PESQ's: no loss and no gradient, instead of NaN.
     batch = torch.cat([speech, torch.zeros_like(speech), speech])
     estimate = torch.cat([noisy[1], 1e-5 * noise, torch.zeros_like(speech)]).requires_grad_()

@@ -170,7 +170,7 @@ class TrainConfig(Strict):
     validate_every: PositiveInt = 500
     """Steps between validations (and perhaps a new best checkpoint)."""
     validate_metrics: tuple[Literal["pesq", "stoi"], ...] = ()
-    """Also measured at each validation, on the first eight validation crops."""
+    """Also measured at each validation, on the same crops."""
     save_every: PositiveInt = 250
     """Steps between saves of the whole state."""
     keep_states: PositiveInt = 2

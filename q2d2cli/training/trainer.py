@@ -32,8 +32,10 @@ COUNTERS = ("step", "skipped", "minutes", "best", "adversarial_steps")
 class Measured(NamedTuple):
     """What one model makes of the validation audio."""
 
+    losses: dict[str, float]
+    """Means of those that have a weight, and of mel and stft."""
     scores: dict[str, float | None]
-    """Mean losses and metrics."""
+    """Mean metrics."""
     indices: Tensor
     """`(batch, frames, pairs)`."""
     values: Tensor
@@ -81,7 +83,7 @@ class Trainer:
         self.mel = MelLoss(config.model.sample_rate).to(device)
         self.stft = ComplexStftLoss(config.loss.stft_compression, config.loss.stft_phase_only).to(device)
         chosen = {"energy": EnergyLoss, "linear": LinearLoss, "pesq": PesqLoss}
-        # Beside mel and STFT, which every validation measures.
+        # Beside mel and STFT, which are always measured.
         self.more_losses = nn.ModuleDict(
             {name: kind(config.model.sample_rate) for name, kind in chosen.items() if getattr(config.loss, name)}
         ).to(device)
@@ -215,12 +217,11 @@ class Trainer:
         model = CodecModel(self.config.model).to(self.device).eval()
         model.load_state_dict(self.ema)
         mine = self._measure(model, audio)
-        scores = dict(mine.scores)
-        numbers: dict[str, Any] = {"valid_mel": scores.pop("mel"), "valid_stft": scores.pop("stft")}
+        numbers: dict[str, Any] = {f"valid_{name}": loss for name, loss in mine.losses.items()}
         entropies = pair_entropies(mine.indices.flatten(0, 1).cpu().numpy(), model.quantizer.spec.sizes)
-        loss = self.config.loss
-        numbers["valid"] = loss.mel * numbers["valid_mel"] + loss.stft * numbers["valid_stft"]
-        numbers |= {"entropy": [round(e, 3) for e in entropies], **scores}
+        weights = self.config.loss
+        numbers["valid"] = sum(getattr(weights, name) * loss for name, loss in mine.losses.items())
+        numbers |= {"entropy": [round(e, 3) for e in entropies], **mine.scores}
         if self.teacher is not None:
             if self._teacher_result is None:
                 # It does not change: measured once.
@@ -228,23 +229,22 @@ class Trainer:
             theirs = self._teacher_result
             gap = F.l1_loss(mine.values, theirs.values).item()
             share, pairs = distill.agreement(mine.indices, theirs.indices)
-            numbers["valid"] += loss.distillation * gap
+            numbers["valid"] += weights.distillation * gap
             numbers |= {"valid_distillation": gap, "agreement": share, "agreement_pairs": [round(p, 4) for p in pairs]}
-            numbers |= {f"teacher_{name}": score for name, score in theirs.scores.items()}
+            numbers |= {f"teacher_{name}": score for name, score in {**theirs.losses, **theirs.scores}.items()}
         return numbers, mine.estimate
 
     def _measure(self, model: CodecModel, audio: Tensor) -> Measured:
         metrics, rate = self.config.validate_metrics, self.config.model.sample_rate
         parts = audio.split(VALID_BATCH)
         estimates, quantized = zip(*(model(part) for part in parts), strict=True)
-        scores: dict[str, float | None] = {
+        losses = {
             name: float(np.mean([loss(e, part).item() for e, part in zip(estimates, parts, strict=True)]))
-            for name, loss in (("mel", self.mel), ("stft", self.stft))
+            for name, loss in {"mel": self.mel, "stft": self.stft, **self.more_losses}.items()
         }
-        if metrics:
-            scores |= measure(metrics, rate, parts[0], estimates[0])
+        scores = measure(metrics, rate, audio, torch.cat(estimates)) if metrics else {}
         indices, values = (torch.cat([getattr(q, name) for q in quantized]) for name in ("indices", "values"))
-        return Measured(scores, indices, values, estimates[0])
+        return Measured(losses, scores, indices, values, estimates[0])
 
     def add_minutes(self, minutes: float) -> None:
         """Count time; the first process's clock decides for all, so that all agree where the run stands."""
