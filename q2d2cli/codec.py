@@ -334,8 +334,7 @@ class StreamEncoder:
         indices = self.network(audio.to(self._codec.device)).cpu().numpy()
         indices = indices[:, self._next_frame - self._buffer_frame : end - self._buffer_frame]
         self._next_frame = end
-        keep = max(0, end - context)
-        keep -= keep % self._codec.model.alignment
+        keep = context_start(self._codec, end, context)
         self._buffer = self._buffer[:, (keep - self._buffer_frame) * self._hop :]
         self._buffer_frame = keep
         return indices
@@ -399,8 +398,7 @@ class StreamDecoder:
         audio = self._codec.model.decode(indices.to(self._codec.device)).float().cpu().numpy()
         audio = audio[:, (self._next_frame - self._buffer_frame) * hop : (end - self._buffer_frame) * hop]
         self._next_frame = end
-        keep = max(0, end - context)
-        keep -= keep % self._codec.model.alignment
+        keep = context_start(self._codec, end, context)
         self._buffer = self._buffer[:, keep - self._buffer_frame :]
         self._buffer_frame = keep
         return audio
@@ -429,6 +427,12 @@ def chunk_end(begin: int, frames: int, chunk: int | None) -> int:
     """Where the chunk that begins at `begin` ends, of `frames` in all."""
     # A short rest joins the last chunk: it would be mostly overlap.
     return begin + chunk if chunk is not None and frames - begin >= 2 * chunk else frames
+
+
+def context_start(codec: Codec, frame: int, context: int) -> int:
+    """First frame that `frame` sees, back to the beginning of an inner frame."""
+    start = max(0, frame - context)
+    return start - start % codec.model.alignment
 
 
 def pick_device(name: str) -> torch.device:

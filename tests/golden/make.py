@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,23 @@ CASES = {
 }
 
 
+def vector(header: Header, indices: np.ndarray) -> dict[str, Any]:
+    """What a golden file says, as its header and `(channels, frames, pairs)` indices."""
+    return {
+        "kind": header.quantizer.kind,
+        "levels": header.quantizer.levels,
+        "hop": header.hop,
+        "sample_rate": header.sample_rate,
+        "model": header.model,
+        "fingerprint": header.fingerprint.hex(),
+        "original_rate": header.original_rate,
+        "channels": header.channels,
+        "num_samples": header.num_samples,
+        "frames_per_block": header.frames_per_block,
+        "indices": indices.tolist(),
+    }
+
+
 def main() -> None:
     vectors = {}
     for seed, (name, (kind, levels, hop, rate, channels, samples, block)) in enumerate(CASES.items()):
@@ -34,19 +52,7 @@ def main() -> None:
             writer = Writer(file, header)
             writer.write(indices)
             writer.close(samples)
-        vectors[name] = {
-            "kind": kind,
-            "levels": levels,
-            "hop": hop,
-            "sample_rate": 24_000,
-            "model": "golden",
-            "fingerprint": MARK.hex(),
-            "original_rate": rate,
-            "channels": channels,
-            "num_samples": samples,
-            "frames_per_block": block,
-            "indices": indices.tolist(),
-        }
+        vectors[name] = vector(header, indices)
     with (HERE / "vectors.json").open("x") as file:
         json.dump(vectors, file)
         file.write("\n")

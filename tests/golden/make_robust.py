@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from make import MARK, vector
 
 from q2d2cli.container.channel import Channel, damage_file
 from q2d2cli.container.header import Header
@@ -14,7 +15,6 @@ from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.quantizers.spec import QuantizerSpec
 
 HERE = Path(__file__).parent
-MARK = bytes(range(8))
 CASES = {
     # name: kind, levels, hop, original rate, channels, samples, frames per block, bit error rate, packet loss
     "robust-rhombic-mono": ("rhombic", (9, 9, 7, 7, 7, 7), 144, 16_000, 1, 5_000, 20, None, None),
@@ -52,18 +52,7 @@ def main() -> None:
         with path.open("rb") as file:
             reader = Reader(file)
             blocks = [reader.unpack(part) for part in reader.blocks()]
-        vectors[name] = {
-            "kind": kind,
-            "levels": levels,
-            "hop": hop,
-            "sample_rate": 24_000,
-            "model": "golden",
-            "fingerprint": MARK.hex(),
-            "original_rate": rate,
-            "channels": channels,
-            "num_samples": samples,
-            "frames_per_block": block,
-            "indices": np.concatenate(blocks, axis=1).tolist(),
+        vectors[name] = vector(header, np.concatenate(blocks, axis=1)) | {
             "damaged_blocks": reader.damaged_blocks,
             "lost_blocks": reader.lost_blocks,
         }
