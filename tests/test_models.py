@@ -75,3 +75,18 @@ def test_every_parameter_gets_a_gradient() -> None:
 def test_impossible_configurations_are_named(change: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         ModelConfig.model_validate(change)
+
+
+def test_tokens_that_share_an_inner_frame_start_different() -> None:
+    torch.manual_seed(0)
+    model = CodecModel(
+        ModelConfig.model_validate({"hop": 72, "encoder": {"type": "spectral", "tokens": 2}, "decoder": {"tokens": 2}})
+    )
+    with torch.inference_mode():
+        values = model(torch.randn(1, 72_000) * 0.1)[1].values
+    first, second = values[0].unflatten(0, (-1, 2)).unbind(1)
+    first, second = first - first.mean(0), second - second.mean(0)
+    # What the first does not say, linearly, about the second: a sixth or less of it if both start as copies.
+    basis = torch.linalg.qr(first).Q
+    rest = second - basis @ (basis.T @ second)
+    assert rest.square().sum() > 0.5 * second.square().sum()

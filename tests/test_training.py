@@ -22,7 +22,7 @@ from q2d2cli.audio import Resampler
 from q2d2cli.training.config import DataConfig, DiscriminatorConfig
 from q2d2cli.training.data import FileCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
-from q2d2cli.training.losses import ComplexStftLoss, EnergyLoss, LinearLoss, MelLoss, PesqLoss, stft
+from q2d2cli.training.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss, stft
 from q2d2cli.training.scores import measure
 
 
@@ -30,7 +30,7 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     out = tmp_path / "run"
     content = yaml.safe_load(config.read_text())
     content["data"]["crop_seconds"] = 0.4
-    content["loss"] = {"pesq": 0.05, "linear": 0.1, "energy": 0.1}
+    content["loss"] = {"pesq": 0.05, "lines": 0.1, "energy": 0.1}
     config.write_text(yaml.safe_dump(content))
     result = run("train", "-c", config, "-o", out)
     assert result.returncode == 0, result.stderr.decode()
@@ -39,7 +39,7 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     losses = [entry["mel"] for entry in log if "mel" in entry]
     assert losses[-1] < 0.8 * losses[0]
     assert any("d" in entry for entry in log)
-    assert all({"pesq_loss", "linear_loss", "energy_loss"} <= entry.keys() for entry in log if "mel" in entry)
+    assert all({"pesq_loss", "lines_loss", "energy_loss"} <= entry.keys() for entry in log if "mel" in entry)
     assert [entry["step"] for entry in log if 0 < (entry.get("stoi") or 0) < 1] == [30, 60]
     assert all(entry["skipped"] == 0 for entry in log if "skipped" in entry)
 
@@ -197,7 +197,7 @@ def test_crops_have_the_levels_asked_for(tmp_path: Path) -> None:
 def test_losses_are_zero_for_equal_signals_and_grow_with_distance() -> None:
     torch.manual_seed(0)
     signal = torch.randn(2, 8000) * 0.1
-    for loss in (MelLoss(24_000), EnergyLoss(24_000), LinearLoss(24_000), ComplexStftLoss()):
+    for loss in (MelLoss(24_000), EnergyLoss(24_000), LinesLoss(24_000, 144), ComplexStftLoss()):
         near, far = (loss(signal + e * torch.randn(2, 8000), signal) for e in (0.001, 0.1))
         assert loss(signal, signal) == 0
         assert 0 < near < far
@@ -229,19 +229,22 @@ def test_energy_loss_is_least_at_the_right_level_whatever_the_fine_structure() -
     assert losses[0.5] == pytest.approx(math.log(2), abs=0.02)
 
 
-def test_linear_loss_hears_lines_where_noise_should_be() -> None:
+def test_lines_loss_hears_lines_where_noise_should_be_and_no_other_difference() -> None:
     torch.manual_seed(0)
-    frequencies = torch.fft.rfftfreq(48_000, 1 / 24_000)
-
-    def above_5_khz(signal: torch.Tensor) -> torch.Tensor:
-        return torch.fft.irfft(torch.fft.rfft(signal) * (frequencies > 5000))
-
-    target, noise = (above_5_khz(0.05 * torch.randn(2, 48_000)) for _ in range(2))
+    target, noise = (0.05 * torch.randn(2, 48_000) for _ in range(2))
     # The same 150 samples again and again: as loud, but lines 160 Hz apart.
-    lines = above_5_khz(0.05 * torch.randn(2, 150).repeat(1, 320))
-    linear, mel = LinearLoss(24_000), MelLoss(24_000)
-    assert linear(lines, target) > 4 * linear(noise, target)
-    assert mel(lines, target) < 2 * mel(noise, target)
+    lines = 0.05 * torch.randn(2, 150).repeat(1, 320)
+    loss = LinesLoss(24_000, 150)
+    assert loss(lines, target) > 0.6
+    assert loss(noise, target) < 0.03
+    assert loss(2 * noise, target) == pytest.approx(loss(noise, target).item(), rel=0.01)
+    # What repeats in the recording itself is no fault; silence has nothing that could repeat.
+    assert loss(lines + 0.001 * noise, lines) < 0.01
+    assert loss(torch.zeros(2, 48_000), torch.zeros(2, 48_000)) == 0
+    assert loss(lines, target).isfinite()
+    # Every band from 2 kHz up counts, nothing below.
+    below = torch.fft.irfft(torch.fft.rfft(lines) * (torch.fft.rfftfreq(48_000, 1 / 24_000) < 1900))
+    assert loss(target + below, target) < 0.03
 
 
 def test_pesq_loss_falls_as_pesq_rises_and_bears_silence() -> None:

@@ -69,6 +69,22 @@ def narrow(layer: nn.Linear, copies: int) -> None:
     layer.weight.data += torch.eye(layer.out_features).repeat(1, copies) / copies
 
 
+def part(layer: nn.Linear, tokens: int) -> None:
+    """Start a layer that makes `tokens` tokens of one frame: the frame as it is, then as many random rotations of it.
+
+    Copies would stay copies: six dimensions that all tokens agree on are found first, and nothing parts them later.
+    """
+    rows = layer.weight.data.chunk(tokens)
+    rows[0].add_(torch.eye(layer.in_features))
+    for row in rows[1:]:
+        nn.init.orthogonal_(row)
+
+
+def join(layer: nn.Linear) -> None:
+    """Start a layer that makes one frame of several tokens: the first as it is, the others as training finds them."""
+    layer.weight.data[:, : layer.out_features] += torch.eye(layer.out_features)
+
+
 def total_context(blocks: Iterable[nn.Module]) -> int:
     """Frames that a stack of ConvNeXt blocks sees on either side."""
     return sum(block.context for block in blocks if isinstance(block, ConvNeXtBlock))

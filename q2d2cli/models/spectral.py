@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, narrow, total_context, widen
+from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, narrow, part, total_context
 from q2d2cli.models.config import SpectralEncoderConfig
 
 COMPRESSION = 0.3
@@ -47,7 +47,7 @@ class SpectralEncoder(nn.Module):
         if self.merge is not None:
             narrow(self.merge, config.stride)
         if self.split is not None:
-            widen(self.split, config.tokens)
+            part(self.split, config.tokens)
 
     @property
     def context(self) -> int:

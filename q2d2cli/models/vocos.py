@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, make_norm, narrow, total_context, widen
+from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, join, make_norm, total_context, widen
 from q2d2cli.models.config import VocosDecoderConfig
 
 MAX_MAGNITUDE = 100.0
@@ -124,7 +124,7 @@ class VocosDecoder(nn.Module):
         if self.split is not None:
             widen(self.split, config.stride)
         if self.merge is not None:
-            narrow(self.merge, config.tokens)
+            join(self.merge)
 
     @property
     def context(self) -> int | None:

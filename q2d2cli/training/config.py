@@ -86,8 +86,8 @@ class LossConfig(Strict):
     level down."""
     energy: Weight = 0.0
     """Energy in wide bands: holds the level, which uncertain magnitudes lower."""
-    linear: Weight = 0.0
-    """Log spectra in narrow bands of equal width: hears lines at multiples of the frame rate."""
+    lines: Weight = 0.0
+    """Autocorrelation at the distance of frames: takes lines at multiples of the frame rate away."""
     pesq: Weight = 0.0
     """PESQ's disturbance, differentiable: PESQ rises, and then says less about the quality heard."""
     commitment: Weight = 1.0

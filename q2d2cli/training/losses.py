@@ -82,15 +82,44 @@ class EnergyLoss(BandLoss):
         )
 
 
-class LinearLoss(BandLoss):
-    """In 192 bands of equal width (at 24 kHz every 62.5 Hz), windows of 2048 samples.
+class LinesLoss(nn.Module):
+    """Squared difference of autocorrelations at one, two and three frames' distance, in bands of 1 kHz above 2 kHz.
 
-    Where a decoder does not know the phase it tends to repeat one, which makes lines at multiples of the frame rate.
-    Above 4 kHz mel bands are wider than their distance and miss them.
+    Where a decoder does not know the phase it tends to repeat one, which makes lines at multiples of the frame rate:
+    breath and hiss turn metallic. Losses of spectra prefer that to noise, which is never the noise of the recording,
+    and above 4 kHz mel bands are wider than the lines' distance. The autocorrelation of long windows sees nothing else:
+    near 1 with lines, near 0 in any noise.
+
+    Args:
+        sample_rate: Hz.
+        hop: samples between frames.
     """
 
-    def __init__(self, sample_rate: int) -> None:
-        super().__init__([torchaudio.functional.linear_fbanks(1025, 0.0, sample_rate / 2, 192, sample_rate)])
+    basis: Tensor
+    window: Tensor
+    LOWEST, WIDTH, WINDOW, LAGS = 2000, 1000, 2048, 3
+
+    def __init__(self, sample_rate: int, hop: int) -> None:
+        super().__init__()
+        bins = torch.arange(self.WINDOW // 2 + 1)
+        hertz = bins * sample_rate / self.WINDOW
+        edges = torch.arange(self.LOWEST, sample_rate / 2 - self.WIDTH + 1, self.WIDTH)
+        bands = ((hertz >= edges[:, None]) & (hertz < edges[:, None] + self.WIDTH)).float()
+        lags = torch.arange(self.LAGS + 1) * hop
+        waves = torch.cos(2 * torch.pi * bins * lags[:, None] / self.WINDOW)
+        self.register_buffer("basis", (waves[:, None] * bands).flatten(0, 1).T, persistent=False)
+        self.register_buffer("window", torch.hann_window(self.WINDOW), persistent=False)
+
+    def correlations(self, audio: Tensor) -> Tensor:
+        """`(batch, samples)` to `(batch, windows, lags, bands)` in [-1, 1]."""
+        spectrum = stft(audio, self.window)
+        power = spectrum.real.square() + spectrum.imag.square() + LOG_FLOOR
+        first, *rest = (power @ self.basis).chunk(self.LAGS + 1, dim=-1)
+        return torch.stack([value / first for value in rest], dim=-2)
+
+    def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
+        """Two `(batch, samples)` signals to a scalar."""
+        return F.mse_loss(self.correlations(estimate), self.correlations(target))
 
 
 class ComplexStftLoss(nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +22,7 @@ from q2d2cli.models.model import CodecModel
 from q2d2cli.training import distill
 from q2d2cli.training.config import TrainConfig, difference
 from q2d2cli.training.discriminators import Discriminators, Judgements
-from q2d2cli.training.losses import ComplexStftLoss, EnergyLoss, LinearLoss, MelLoss, PesqLoss
+from q2d2cli.training.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss
 from q2d2cli.training.scores import measure
 
 VALID_BATCH = 8
@@ -82,10 +84,15 @@ class Trainer:
         self.parallel_discriminator = accelerator.prepare_model(self.discriminator)
         self.mel = MelLoss(config.model.sample_rate).to(device)
         self.stft = ComplexStftLoss(config.loss.stft_compression, config.loss.stft_phase_only).to(device)
-        chosen = {"energy": EnergyLoss, "linear": LinearLoss, "pesq": PesqLoss}
+        rate, hop = config.model.sample_rate, config.model.decoder.inner_hop(config.model.hop)
+        chosen: dict[str, Callable[[int], nn.Module]] = {
+            "energy": EnergyLoss,
+            "lines": partial(LinesLoss, hop=hop),
+            "pesq": PesqLoss,
+        }
         # Beside mel and STFT, which are always measured.
         self.more_losses = nn.ModuleDict(
-            {name: kind(config.model.sample_rate) for name, kind in chosen.items() if getattr(config.loss, name)}
+            {name: kind(rate) for name, kind in chosen.items() if getattr(config.loss, name)}
         ).to(device)
         self.step = 0
         self.skipped = 0
