@@ -94,6 +94,21 @@ def test_level_error_is_what_a_gain_makes() -> None:
     assert level(0 * speech, speech) is None
 
 
+def test_lines_are_a_fixed_delay_where_the_recording_has_noise() -> None:
+    rng = np.random.default_rng(0)
+    speech, noise = rng.normal(0, 0.05, (2, 48_000))
+    buzz = np.tile(rng.normal(0, 0.05, 150), 320)
+    lines = METRICS["lines"].score
+    assert lines(speech, speech) == pytest.approx(0, abs=1e-9)
+    assert lines(speech, noise) < 0.05
+    assert 0.8 < lines(speech, buzz) < 1.05
+    assert 0.2 < lines(speech, 0.7 * buzz + 0.7 * noise) < 0.8
+    # A buzz that the recording has, and silence, are no faults.
+    assert lines(buzz, buzz + 0.01 * noise) < 0.05
+    assert abs(lines(0 * speech, 0 * speech)) < 0.05
+    assert lines(speech[:2000], speech[:2000]) is None
+
+
 def test_si_sdr_of_a_known_mixture() -> None:
     rng = np.random.default_rng(0)
     speech, noise = rng.normal(size=(2, 16_000)).astype(np.float32)
