@@ -57,7 +57,8 @@ def evaluate(
     metrics: Annotated[
         str,
         typer.Option(
-            "--metrics", help="Comma-separated: utmos, dnsmos, pesq, stoi, vuv_f1, si_sdr, level, mel, rtf, memory."
+            "--metrics",
+            help="Comma-separated: utmos, dnsmos, pesq, stoi, vuv_f1, si_sdr, level, lines, mel, rtf, memory.",
         ),
     ] = "pesq,stoi",
     codec: Annotated[
