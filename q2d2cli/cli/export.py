@@ -11,7 +11,7 @@ import typer
 from q2d2cli.cli.common import Device, Force, Limit, Quiet
 from q2d2cli.errors import UsageError
 
-METRICS = ["pesq", "stoi", "dnsmos", "mel"]
+METRICS = ["pesq", "stoi", "dnsmos", "mel", "lines"]
 """What a model card has."""
 PEERS = ["original", "opus:6", "opus:8", "codec2:3200", "codec2:1200"]
 """What it is compared with, as far as it is installed."""
