@@ -312,6 +312,8 @@ def test_killed_run_leaves_nothing(tiny: Path, tmp_path: Path, number: int) -> N
         stderr=subprocess.PIPE,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # As in a terminal: tests that run in the background have it ignored, and what they start inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdin
     process.stdin.write(CLIP.read_bytes()[:100_000])
