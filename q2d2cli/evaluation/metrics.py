@@ -91,16 +91,17 @@ def lines(reference: np.ndarray, degraded: np.ndarray) -> float | None:
     hertz = np.arange(bins) * FULL_RATE / size
     delays = np.arange(FULL_RATE // 500, FULL_RATE // 50 + 1)
     waves = np.cos(2 * np.pi * np.outer(np.arange(bins), delays) / size)
+    bands = range(2000, FULL_RATE // 2, 1000)
     rise = np.zeros(len(delays))
     for audio, sign in ((reference, -1), (degraded, 1)):
         padded = np.pad(audio, (0, -len(audio) % (size // 2) + size))
         frames = np.lib.stride_tricks.sliding_window_view(padded, size)[:: size // 2]
         # The floor keeps digital silence, which has nothing that could repeat, at 0.
         power = np.abs(np.fft.rfft(frames * np.hanning(size))) ** 2 + 1e-5
-        for low in range(2000, FULL_RATE // 2, 1000):
+        for low in bands:
             band = (hertz >= low) & (hertz < low + 1000)
             part = power[:, band]
-            rise += sign * (part @ waves[band] / part.sum(1, keepdims=True)).mean(0) / 10
+            rise += sign * (part @ waves[band] / part.sum(1, keepdims=True)).mean(0) / len(bands)
     return float(rise.max())
 
 
