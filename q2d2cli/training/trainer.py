@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from q2d2cli.training import distill
 from q2d2cli.training.config import TrainConfig, difference
 from q2d2cli.training.discriminators import Discriminators, Judgements
 from q2d2cli.training.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss
+from q2d2cli.training.muon import Muon
 from q2d2cli.training.scores import measure
 
 VALID_BATCH = 8
@@ -66,6 +66,9 @@ class Trainer:
         self.model = CodecModel(config.model).to(device)
         self.discriminator = Discriminators(config.discriminator).to(device)
         self.notes = start_from(init, self.model, self.discriminator) if init else []
+        self.bf16 = config.bf16 and has_bfloat16(device)
+        if config.bf16 and not self.bf16:
+            self.notes.append("this processor has no instructions for bfloat16: training in float32, which is quicker")
         self.teacher: distill.Teacher | None = None
         self._teacher_result: Measured | None = None
         if config.teacher is not None:
@@ -84,12 +87,8 @@ class Trainer:
         self.parallel_discriminator = accelerator.prepare_model(self.discriminator)
         self.mel = MelLoss(config.model.sample_rate).to(device)
         self.stft = ComplexStftLoss(config.loss.stft_compression, config.loss.stft_phase_only).to(device)
-        rate, hop = config.model.sample_rate, config.model.decoder.inner_hop(config.model.hop)
-        chosen: dict[str, Callable[[int], nn.Module]] = {
-            "energy": EnergyLoss,
-            "lines": partial(LinesLoss, hop=hop),
-            "pesq": PesqLoss,
-        }
+        rate = config.model.sample_rate
+        chosen: dict[str, Callable[[int], nn.Module]] = {"energy": EnergyLoss, "lines": LinesLoss, "pesq": PesqLoss}
         # Beside mel and STFT, which are always measured.
         self.more_losses = nn.ModuleDict(
             {name: kind(rate) for name, kind in chosen.items() if getattr(config.loss, name)}
@@ -112,9 +111,7 @@ class Trainer:
             ),
         }
         if matrices:
-            optimizers["muon"] = torch.optim.Muon(
-                matrices, lr=optim.muon_lr, weight_decay=optim.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+            optimizers["muon"] = Muon(matrices, lr=optim.muon_lr, weight_decay=optim.weight_decay)
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
                 group["peak"] = group["lr"]
@@ -144,7 +141,7 @@ class Trainer:
         config = self.config
         self._schedule()
         adversarial = self.progress >= config.discriminator.start
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
         with autocast:
             estimate, quantized = self.parallel_model(audio)
         mel, stft = self.mel(estimate, audio), self.stft(estimate, audio)
@@ -311,6 +308,13 @@ def split_judgements(judged: Judgements) -> tuple[Judgements, Judgements]:
         for half, chosen in enumerate(halves):
             chosen[name] = [(score.chunk(2)[half], [h.chunk(2)[half] for h in hidden]) for score, hidden in members]
     return halves
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself; emulated it is slower than float32."""
+    if device.type == "cpu":
+        return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def start_from(init: str, model: CodecModel, discriminators: Discriminators) -> list[str]:
