@@ -320,6 +320,15 @@ def test_processes_do_not_change_scores(run: Run, corpus: Path, tiny: Path) -> N
     assert results[0] == results[1]
 
 
+def test_help_and_errors_name_every_metric(run: Run, tmp_path: Path) -> None:
+    shown = run("eval", "--help").stdout.decode()
+    refused = run("eval", "--metrics", "nonsense", tmp_path)
+    assert refused.returncode == 2
+    for name in (*METRICS, "rtf", "memory"):
+        assert re.search(rf"\b{name}\b", shown)
+        assert re.search(rf"\b{name}\b", refused.stderr.decode())
+
+
 def test_pairs_of_folders(run: Run, corpus: Path, tmp_path: Path) -> None:
     (corpus / "b/broken.wav").unlink()
     degraded = tmp_path / "other-codec"
