@@ -19,11 +19,13 @@ from conftest import CLIP, ROOT, Run
 
 from q2d2cli import checkpoints
 from q2d2cli.audio import Resampler
-from q2d2cli.training.config import DataConfig, DiscriminatorConfig
+from q2d2cli.training.config import DataConfig, DiscriminatorConfig, read_config
 from q2d2cli.training.data import FileCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
+from q2d2cli.training.loop import make_accelerator
 from q2d2cli.training.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss, stft
 from q2d2cli.training.scores import measure
+from q2d2cli.training.trainer import Trainer
 
 
 def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> None:
@@ -192,6 +194,15 @@ def test_crops_have_the_levels_asked_for(tmp_path: Path) -> None:
     assert levels.median().item() == pytest.approx(-30, abs=0.1)
     quiet = corpus.crops(50, 24_000, config.model_copy(update={"silence": 1.0}), np.random.default_rng(0))
     assert quiet.abs().max() < 0.01
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux what the processor can do")
+def test_bfloat16_only_where_the_processor_has_it(config: Path) -> None:
+    there = "bf16" in Path("/proc/cpuinfo").read_text()
+    for overrides, wanted in (((), there), (("bf16=false",), False)):
+        trainer = Trainer(read_config(config, overrides), make_accelerator("cpu"))
+        assert trainer.bf16 == wanted
+        assert any("bfloat16" in note for note in trainer.notes) == (not overrides and not there)
 
 
 def test_losses_are_zero_for_equal_signals_and_grow_with_distance() -> None:

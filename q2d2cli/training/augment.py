@@ -36,7 +36,7 @@ def augment(batch: Tensor, config: DataConfig, sample_rate: int, seeds: np.ndarr
             crop = torch.fft.irfft(torch.fft.rfft(crop) * band(len(crop), sample_rate, rng).to(crop), len(crop))
         if choices[2] < config.noise:
             hiss = torch.from_numpy(noise(len(crop), sample_rate, rng)).to(batch.device)
-            crop = crop + hiss * crop.square().mean().sqrt().clamp(min=QUIET_RMS) * 10 ** (-rng.uniform(0, 60) / 20)
+            crop = crop + hiss * crop.square().mean().sqrt().clamp(min=QUIET_RMS) * 10 ** (-rng.uniform(0, 30) / 20)
         rows.append(crop)
     return torch.stack(rows)
 

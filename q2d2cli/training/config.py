@@ -48,7 +48,7 @@ class DataConfig(Strict):
     silence: Fraction = 0.02
     """Share of crops scaled down to near silence, so that silence decodes to silence."""
     noise: Fraction = 0.0
-    """Share of crops that get coloured noise, 0 to 60 dB below them."""
+    """Share of crops that get coloured noise, 0 to 30 dB below them."""
     band: Fraction = 0.0
     """Share of crops cut to a narrower band, as of telephones and old recordings."""
     tones: Fraction = 0.0
