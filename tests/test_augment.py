@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from q2d2cli.training.augment import augment, noise, tones
+from q2d2cli.training.augment import augment, noise, tilt, tones
 from q2d2cli.training.config import DataConfig
 
 RATE = 24_000
@@ -34,7 +34,7 @@ def test_a_share_is_a_share(batch: torch.Tensor) -> None:
 
 
 def test_each_crop_depends_on_its_seed_alone(batch: torch.Tensor) -> None:
-    shares = config(noise=0.5, band=0.5, tones=0.5)
+    shares = config(noise=0.5, band=0.5, tones=0.5, tilt=0.5)
     whole = augment(batch, shares, RATE, np.arange(8))
     assert torch.equal(whole[4:], augment(batch[4:], shares, RATE, np.arange(4, 8)))
     assert not torch.equal(whole, augment(batch, shares, RATE, np.arange(8, 16)))
@@ -53,6 +53,27 @@ def test_a_narrower_band_has_nothing_above(batch: torch.Tensor) -> None:
     frequencies = torch.fft.rfftfreq(batch.shape[1], 1 / RATE)
     assert (power[:, frequencies > 8900].sum(1) < 1e-6 * power.sum(1)).all()
     assert (power[:, frequencies < 2900].sum(1) > 0.1 * power.sum(1)).all()
+
+
+def test_tilts_change_bass_against_treble_either_way_and_keep_the_level(batch: torch.Tensor) -> None:
+    tilted = augment(batch, config(tilt=1.0), RATE, np.arange(8))
+    assert torch.allclose(tilted.square().mean(1), batch.square().mean(1), rtol=1e-3)
+    power = torch.fft.rfft(tilted).abs().square()
+    balance = 10 * torch.log10(power[:, 20:200].mean(1) / power[:, 2000:4000].mean(1))
+    assert balance.max() > 5
+    assert balance.min() < -5
+
+
+def test_a_tilted_silence_is_silence() -> None:
+    silence = torch.zeros(4, RATE)
+    assert torch.equal(augment(silence, config(tilt=1.0), RATE, np.arange(4)), silence)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tilts_are_smooth_and_bounded(seed: int) -> None:
+    decibels = 20 * torch.log10(tilt(RATE, RATE, np.random.default_rng(seed)))
+    assert decibels.abs().max() < 40
+    assert decibels.diff().abs().max() < 0.5
 
 
 @pytest.mark.parametrize("seed", range(20))

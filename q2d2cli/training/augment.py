@@ -13,7 +13,7 @@ QUIET_RMS = 3e-3
 
 
 def augment(batch: Tensor, config: DataConfig, sample_rate: int, seeds: np.ndarray) -> Tensor:
-    """Change random crops of a batch: tones instead of speech, a narrower band, noise.
+    """Change random crops of a batch: tones instead of speech, another tilt, a narrower band, noise.
 
     Args:
         batch: `(count, length)` float32.
@@ -24,21 +24,29 @@ def augment(batch: Tensor, config: DataConfig, sample_rate: int, seeds: np.ndarr
     Returns:
         A batch of the same shape.
     """
-    if not (config.noise or config.band or config.tones):
+    if not (config.noise or config.band or config.tones or config.tilt):
         return batch
     rows = []
     for crop, seed in zip(batch, seeds, strict=True):
         rng = np.random.default_rng(seed)
-        choices = rng.random(3)
+        choices = rng.random(4)
         if choices[0] < config.tones:
             crop = torch.from_numpy(tones(len(crop), sample_rate, rng)).to(batch.device)
+        if choices[3] < config.tilt:
+            tilted = filtered(crop, tilt(len(crop), sample_rate, rng))
+            crop = tilted * (crop.square().mean() / tilted.square().mean().clamp(min=1e-12)).sqrt()
         if choices[1] < config.band:
-            crop = torch.fft.irfft(torch.fft.rfft(crop) * band(len(crop), sample_rate, rng).to(crop), len(crop))
+            crop = filtered(crop, band(len(crop), sample_rate, rng))
         if choices[2] < config.noise:
             hiss = torch.from_numpy(noise(len(crop), sample_rate, rng)).to(batch.device)
             crop = crop + hiss * crop.square().mean().sqrt().clamp(min=QUIET_RMS) * 10 ** (-rng.uniform(0, 30) / 20)
         rows.append(crop)
     return torch.stack(rows)
+
+
+def filtered(crop: Tensor, gains: Tensor) -> Tensor:
+    """`(length,)` samples with `gains` put on the bins of their spectrum."""
+    return torch.fft.irfft(torch.fft.rfft(crop) * gains.to(crop), len(crop))
 
 
 def noise(length: int, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -79,3 +87,12 @@ def band(length: int, sample_rate: int, rng: np.random.Generator) -> Tensor:
     if rng.random() < 0.5:
         gains = gains * ((frequencies - 200) / 100).clamp(0, 1)
     return gains
+
+
+def tilt(length: int, sample_rate: int, rng: np.random.Generator) -> Tensor:
+    """Gains of the bins of a crop's spectrum, as of another microphone or room: a slope, and a shelf at either end."""
+    frequencies = torch.fft.rfftfreq(length, 1 / sample_rate)
+    decibels = rng.uniform(-3, 3) * torch.log2(frequencies.clamp(min=50) / 1000)
+    low, high = ((frequencies / corner) ** 2 for corner in (rng.uniform(80, 300), rng.uniform(3000, 8000)))
+    decibels += rng.uniform(-12, 12) / (1 + low) + rng.uniform(-12, 12) * high / (1 + high)
+    return 10 ** (decibels / 20)

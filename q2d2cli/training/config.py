@@ -51,6 +51,8 @@ class DataConfig(Strict):
     """Share of crops that get coloured noise, 0 to 30 dB below them."""
     band: Fraction = 0.0
     """Share of crops cut to a narrower band, as of telephones and old recordings."""
+    tilt: Fraction = 0.0
+    """Share of crops with another slope of the spectrum and other bass and treble, as of another microphone."""
     tones: Fraction = 0.0
     """Share of crops replaced by notes, so that beeps and music do not vanish."""
 
