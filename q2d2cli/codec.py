@@ -18,6 +18,7 @@ from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output
 from q2d2cli.models.model import CodecModel
 from q2d2cli.quantizers.base import indices_to_tokens, tokens_to_indices
+from q2d2cli.search import Search
 
 CHUNK_SECONDS = 10.0
 BLOCK_SECONDS = 1.0
@@ -184,7 +185,11 @@ class Codec:
             raise UsageError(str(error)) from error
 
     def encode(
-        self, waveform: Tensor | np.ndarray, sample_rate: int, chunk_seconds: float | None = CHUNK_SECONDS
+        self,
+        waveform: Tensor | np.ndarray,
+        sample_rate: int,
+        chunk_seconds: float | None = CHUNK_SECONDS,
+        effort: int = 0,
     ) -> Tokens:
         """Encode a waveform.
 
@@ -193,9 +198,12 @@ class Codec:
                 Each channel is coded alone.
             sample_rate: its rate, Hz; any.
             chunk_seconds: audio per pass of the network; None for all at once. The tokens do not
-                depend on it.
+                depend on it, unless they are searched.
+            effort: rounds of a search for better tokens, through the decoder (`q2d2cli.search`);
+                each takes several times as long as encoding without. 0 takes what the encoder gives.
 
         Raises:
+            UsageError: if the effort is negative, or above 0 with a quantizer that has no grids.
             ValueError: if the waveform's shape or type is wrong.
             Q2D2Error: if it is empty or holds NaN or infinity.
         """
@@ -213,7 +221,7 @@ class Codec:
             raise Q2D2Error("the waveform holds NaN or infinite samples")
         channels, num_samples = samples.shape
         header = self.header(sample_rate, channels, num_samples)
-        encoder = StreamEncoder(self, sample_rate, channels, chunk_seconds)
+        encoder = StreamEncoder(self, sample_rate, channels, chunk_seconds, effort)
         parts = [*encoder.push(samples.float().numpy()), *encoder.finish()]
         return Tokens(torch.from_numpy(np.concatenate(parts, axis=1)), header)
 
@@ -273,24 +281,34 @@ class StreamEncoder:
 
     Chunks overlap by what the encoder's layers see (`CodecModel.encoder_context`), so that the
     tokens are those of the whole signal encoded at once. An encoder that sees everything (LSTM)
-    gets everything at once.
+    gets everything at once. A search overlaps by what it needs, and goes on from the tokens of the chunk before.
 
     Args:
         codec: the model.
         sample_rate: of the audio pushed, Hz.
         channels: of the audio pushed.
         chunk_seconds: audio per pass of the network; None for all at once.
+        effort: as `Codec.encode` takes it.
     """
 
     def __init__(
-        self, codec: Codec, sample_rate: int, channels: int, chunk_seconds: float | None = CHUNK_SECONDS
+        self,
+        codec: Codec,
+        sample_rate: int,
+        channels: int,
+        chunk_seconds: float | None = CHUNK_SECONDS,
+        effort: int = 0,
     ) -> None:
+        if effort < 0:
+            raise UsageError(f"effort is {effort}: give 0 or more rounds of search")
         self._codec, self._rate, self._channels = codec, sample_rate, channels
         self._resampler = Resampler(sample_rate, codec.sample_rate, channels)
         self._hop = codec.config.hop
-        self._context = codec.model.encoder_context
+        self._search = Search(codec.model, effort) if effort else None
+        self._context = codec.model.encoder_context if self._search is None else self._search.context
         self._chunk = chunk_frames(codec, chunk_seconds, self._context)
         self._buffer = np.empty((channels, 0), np.float32)
+        self._known = torch.empty(channels, 0, codec.quantizer.num_indices, dtype=torch.int64)
         self._buffer_frame = self._next_frame = self._pushed = 0
 
     def push(self, samples: np.ndarray) -> Iterator[np.ndarray]:
@@ -318,7 +336,9 @@ class StreamEncoder:
 
         A subclass may want something else than indices; its pieces then hold that.
         """
-        return self._codec.model.encode(audio)
+        if self._search is None:
+            return self._codec.model.encode(audio)
+        return self._search(audio, self._known.to(audio.device))
 
     def _append(self, samples: np.ndarray) -> None:
         self._buffer = np.concatenate([self._buffer, samples], axis=1)
@@ -331,13 +351,14 @@ class StreamEncoder:
         context = self._context or 0
         stop = min(end + context, self._buffer_end())
         audio = torch.from_numpy(self._buffer[:, : (stop - self._buffer_frame) * self._hop])
-        indices = self.network(audio.to(self._codec.device)).cpu().numpy()
-        indices = indices[:, self._next_frame - self._buffer_frame : end - self._buffer_frame]
+        found = self.network(audio.to(self._codec.device)).cpu()[:, : end - self._buffer_frame]
+        new = found[:, self._next_frame - self._buffer_frame :]
         self._next_frame = end
         keep = context_start(self._codec, end, context)
+        self._known = found[:, keep - self._buffer_frame :]
         self._buffer = self._buffer[:, (keep - self._buffer_frame) * self._hop :]
         self._buffer_frame = keep
-        return indices
+        return new.numpy()
 
 
 class StreamDecoder:

@@ -49,7 +49,12 @@ class Summary:
 
 
 def encode_file(
-    codec: Codec, source: Path, target: Path, progress: Progress | None = None, robust: bool = False
+    codec: Codec,
+    source: Path,
+    target: Path,
+    progress: Progress | None = None,
+    robust: bool = False,
+    effort: int = 0,
 ) -> Summary:
     """Encode an audio file (`-`: standard input) to a .q2d file (`-`: standard output).
 
@@ -59,6 +64,7 @@ def encode_file(
         target: the .q2d file.
         progress: called now and then.
         robust: whether the file's payload is to survive flipped bits and lost blocks.
+        effort: as `Codec.encode` takes it.
 
     Raises:
         UsageError: if there is no such file, the target's folder cannot be written to, or the
@@ -68,9 +74,9 @@ def encode_file(
     started = time.monotonic()
     samples = 0
     with AudioReader(source) as audio, atomic_output(target) as file:
+        encoder = StreamEncoder(codec, audio.sample_rate, audio.channels, effort=effort)
         header = codec.header(audio.sample_rate, audio.channels, audio.num_samples)
         writer = Writer(file, with_payload(header, "robust" if robust else "packed"))
-        encoder = StreamEncoder(codec, audio.sample_rate, audio.channels)
         total = audio.num_samples / audio.sample_rate if audio.num_samples is not None else None
         for block in audio.blocks():
             samples += block.shape[1]

@@ -19,11 +19,11 @@ from conftest import CLIP, ROOT, Run
 
 from q2d2cli import checkpoints
 from q2d2cli.audio import Resampler
+from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss, stft
 from q2d2cli.training.config import DataConfig, DiscriminatorConfig, read_config
 from q2d2cli.training.data import FileCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
 from q2d2cli.training.loop import make_accelerator
-from q2d2cli.training.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss, stft
 from q2d2cli.training.scores import measure
 from q2d2cli.training.trainer import Trainer
 

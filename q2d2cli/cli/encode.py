@@ -31,6 +31,12 @@ def encode(
     robust: Annotated[
         bool, typer.Option("--robust", help="Payload that survives flipped bits and lost blocks; costs some bits.")
     ] = False,
+    effort: Annotated[
+        int,
+        typer.Option(
+            "--effort", "-e", min=0, help="Rounds of search for better tokens; 20 is a good number, and slow."
+        ),
+    ] = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -53,7 +59,7 @@ def encode(
     codec = Codec.from_pretrained(name, device)
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
-        return encode_file(codec, source, target, progress, robust)
+        return encode_file(codec, source, target, progress, robust, effort)
 
     return convert_all(jobs, out_dir, force, quiet, as_json, convert)
 

@@ -112,21 +112,22 @@ class Q2D2Subject(CodecSubject):
     Args:
         model: as `Codec.from_pretrained` takes it.
         device: the same.
+        effort: as `Codec.encode` takes it.
     """
 
-    def __init__(self, model: str, device: str) -> None:
+    def __init__(self, model: str, device: str, effort: int = 0) -> None:
         from q2d2cli.codec import Codec
 
-        self.codec = Codec.from_pretrained(model, device)
-        self.name = self.codec.name
-        self.identity = f"q2d2:{self.codec.fingerprint.hex()}"
+        self.codec, self.effort = Codec.from_pretrained(model, device), effort
+        self.name = self.codec.name + (f", effort {effort}" if effort else "")
+        self.identity = f"q2d2:{self.codec.fingerprint.hex()}" + (f":{effort}" if effort else "")
         self.num_quantizers = 1
         self.token_rate = self.codec.frame_rate
         self.sizes = self.codec.quantizer.sizes
 
     def encode(self, audio: np.ndarray, rate: int) -> Any:
         """To `Tokens`."""
-        return self.codec.encode(audio, rate)
+        return self.codec.encode(audio, rate, effort=self.effort)
 
     def decode(self, encoded: Any, rate: int, num_samples: int) -> Reconstruction:
         """From `Tokens`; the file's size is that of its .q2d file."""
@@ -364,7 +365,7 @@ def open_subject(spec: str, device: str) -> Subject:
     """A codec from its description.
 
     Args:
-        spec: `q2d2:NAME` (or one of `damaged`), `opus:6`, `codec2:3200`,
+        spec: `q2d2:NAME` or `q2d2:NAME:EFFORT` (or one of `damaged`), `opus:6`, `codec2:3200`,
             `speex:8`, `encodec:6`, `dac`, `mimi:8`, `snac` or `original`.
         device: for neural codecs: `auto`, `cpu`, `cuda`.
 
@@ -383,12 +384,15 @@ def open_subject(spec: str, device: str) -> Subject:
     if kind == "q2d2":
         from q2d2cli import DEFAULT_MODEL
 
-        return Q2D2Subject(setting or DEFAULT_MODEL, device)
+        name, colon, effort = setting.rpartition(":")
+        if not colon or not effort.isdecimal():
+            name, effort = setting, "0"
+        return Q2D2Subject(name or DEFAULT_MODEL, device, int(effort))
     if kind in TOOLS:
         return ToolSubject(kind, setting)
     from q2d2cli.evaluation.peers import PEERS
 
     if kind in PEERS:
         return PEERS[kind](setting, device)
-    known = ", ".join(["q2d2:NAME", *(f"{name}:RATE" for name in TOOLS), *PEERS, "original"])
+    known = ", ".join(["q2d2:NAME", "q2d2:NAME:EFFORT", *(f"{name}:RATE" for name in TOOLS), *PEERS, "original"])
     raise UsageError(f"unknown codec {spec!r}: choose from {known}")

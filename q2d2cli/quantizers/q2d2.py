@@ -60,12 +60,17 @@ class Q2D2(Quantizer):
         for j, grid in enumerate(self.grids):
             self.register_buffer(f"points_{j}", grid.points * spread, persistent=False)
 
-    def _project_in(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
+        """`(..., dim)` features to `(..., d)` float32 projections, before tanh."""
         with torch.autocast(x.device.type, enabled=False):
             z = self.project_in(x.float())
-            if self.norm is not None:
-                z = self.norm(z)
-            return torch.tanh(z) if self.projection == "tanh" else z
+            return z if self.norm is None else self.norm(z)
+
+    def _project_in(self, x: Tensor) -> Tensor:
+        return self._activate(self.project(x))
+
+    def _activate(self, z: Tensor) -> Tensor:
+        return torch.tanh(z) if self.projection == "tanh" else z
 
     def _bounded(self, z: Tensor) -> Tensor:
         return z * self.bound / self.spread
@@ -124,7 +129,11 @@ class Q2D2(Quantizer):
 
     def forward(self, x: Tensor) -> Quantized:
         """`(batch, frames, dim)` features to quantized features and pair indices."""
-        z = self._project_in(x)
+        return self.snap(self.project(x))
+
+    def snap(self, projections: Tensor) -> Quantized:
+        """`(batch, frames, d)` of `project` to quantized features and pair indices; the gradient reaches them."""
+        z = self._activate(projections)
         with torch.no_grad():
             indices = self.quantize(z)
             codes = self._codes(indices)

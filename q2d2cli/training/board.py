@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.tensorboard import summary
 
 from q2d2cli.files import make_folder
-from q2d2cli.training.losses import stft
+from q2d2cli.losses import stft
 
 RANGE_DB = 80.0
 """Of a spectrogram, from white to black."""

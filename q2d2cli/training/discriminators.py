@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from q2d2cli.losses import stft
 from q2d2cli.training.config import DiscriminatorConfig
-from q2d2cli.training.losses import stft
 
 SLOPE = 0.2
 Judgement = tuple[Tensor, list[Tensor]]

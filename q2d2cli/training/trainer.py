@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from q2d2cli import checkpoints
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.codebook import pair_entropies
+from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss
 from q2d2cli.models.model import CodecModel
 from q2d2cli.training import distill
 from q2d2cli.training.config import TrainConfig, difference
 from q2d2cli.training.discriminators import Discriminators, Judgements
-from q2d2cli.training.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss
 from q2d2cli.training.muon import Muon
 from q2d2cli.training.scores import measure
 

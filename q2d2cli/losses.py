@@ -1,4 +1,4 @@
-"""Reconstruction losses."""
+"""Reconstruction losses: what training minimizes, and the search for tokens."""
 
 from __future__ import annotations
 

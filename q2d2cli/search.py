@@ -1,0 +1,102 @@
+"""Analysis by synthesis: better tokens for a signal than the encoder gives at once, searched through the decoder."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.models.model import CodecModel
+from q2d2cli.quantizers.q2d2 import Q2D2
+
+STEP = 0.05
+"""Largest change of a projection per round, before tanh; falls to nothing over the rounds."""
+MOMENTA = (0.8, 0.95)
+WEIGHTS = {"mel": 10.0, "stft": 150.0, "energy": 6.0, "lines": 10.0, "pesq": 1.0}
+STFT_COMPRESSION = 0.6
+REACH = 1024
+"""Samples that the losses see on either side of one."""
+SHORTEST = 0.5
+"""Seconds; the losses need that much, and shorter signals are repeated."""
+
+
+class Search:
+    """Moves the projections that are snapped to the grids along the gradient of the losses training uses.
+
+    The encoder cannot know what the decoder makes of its tokens, nor undo the error of one with the next. Descent
+    through the frozen decoder can. Each channel is searched alone, the size of a step being its own everywhere.
+
+    Args:
+        model: with a two-dimensional quantizer.
+        rounds: steps of Adam; each costs a pass through the decoder and back.
+
+    Raises:
+        UsageError: if the quantizer has no grids, or `rounds` is negative.
+        Q2D2Error: if the packages that the losses need are not installed.
+    """
+
+    def __init__(self, model: CodecModel, rounds: int) -> None:
+        if not isinstance(model.quantizer, Q2D2):
+            raise UsageError(f"no search with the quantizer {model.quantizer.spec.kind}: it needs grids, use effort 0")
+        rate, device = model.config.sample_rate, next(model.parameters()).device
+        # Tensors made inside inference_mode could not take part in a gradient.
+        with torch.inference_mode(False):
+            try:
+                from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss
+
+                losses = {
+                    "mel": MelLoss(rate),
+                    "stft": ComplexStftLoss(STFT_COMPRESSION, phase_only=True),
+                    "energy": EnergyLoss(rate),
+                    "lines": LinesLoss(rate),
+                    "pesq": PesqLoss(rate),
+                }
+            except ImportError as error:
+                raise Q2D2Error(f"an effort above 0 needs {error.name}: pip install 'q2d2[search]'") from error
+            self.losses = {name: loss.to(device) for name, loss in losses.items()}
+        self.model, self.quantizer, self.rounds = model, model.quantizer, rounds
+
+    @property
+    def context(self) -> int | None:
+        """Frames on either side that the best token of one depends on, directly; None if unbounded."""
+        encoder, decoder = self.model.encoder_context, self.model.decoder_context
+        if encoder is None or decoder is None:
+            return None
+        return max(encoder, decoder + math.ceil(REACH / self.model.config.hop))
+
+    def loss(self, estimate: Tensor, target: Tensor) -> Tensor:
+        """Weighted sum of the losses between two `(batch, samples)` signals."""
+        # Not filled with zeros: where both signals are 0, PESQ's disturbance has no finite gradient.
+        times = math.ceil(SHORTEST * self.model.config.sample_rate / target.shape[-1])
+        estimate, target = estimate.repeat(1, times), target.repeat(1, times)
+        return torch.stack([WEIGHTS[name] * loss(estimate, target) for name, loss in self.losses.items()]).sum()
+
+    def __call__(self, audio: Tensor, known: Tensor) -> Tensor:
+        """Search.
+
+        Args:
+            audio: `(batch, samples)` at the model's rate, whole frames.
+            known: `(batch, n, pairs)` int64 indices of the first `n` frames, which stay.
+
+        Returns:
+            `(batch, frames, pairs)` int64 indices.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            audio = audio.clone()
+            with torch.no_grad():
+                projections = self.quantizer.project(self.model.encoder(audio))
+                begin = self.quantizer.decode(known)
+            projections.requires_grad_(True)
+            optimizer = torch.optim.Adam([projections], betas=MOMENTA)
+            for done in range(self.rounds):
+                optimizer.param_groups[0]["lr"] = STEP * (1 - done / self.rounds)
+                features = self.quantizer.snap(projections).features
+                estimate = self.model.decoder(torch.cat([begin, features[:, known.shape[1] :]], dim=1))
+                (gradient,) = torch.autograd.grad(self.loss(estimate, audio), projections)
+                projections.grad = gradient.nan_to_num(0, 0, 0)
+                optimizer.step()
+            with torch.no_grad():
+                indices = self.quantizer.snap(projections).indices
+        return torch.cat([known, indices[:, known.shape[1] :]], dim=1)

@@ -1,0 +1,154 @@
+"""The search for better tokens: what it gains on real speech, and what it must leave alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import CLIP, ROOT, TINY, Run
+
+from q2d2cli import Codec, Q2D2Error, Tokens, UsageError
+from q2d2cli.audio import Resampler
+from q2d2cli.codec import StreamEncoder
+from q2d2cli.evaluation.codecs import open_subject
+from q2d2cli.losses import MelLoss
+from q2d2cli.models.config import QuantizerConfig
+from q2d2cli.models.model import CodecModel
+from q2d2cli.search import Search
+from q2d2cli.training.scores import measure
+
+RATE = 24_000
+
+
+@pytest.fixture(scope="module")
+def voice(clip: tuple[np.ndarray, int]) -> np.ndarray:
+    """Three seconds at the models' rate."""
+    return Resampler(clip[1], RATE, 1).push(clip[0][None], last=True)[0, : 3 * RATE]
+
+
+def quality(codec: Codec, tokens: Tokens, voice: np.ndarray) -> dict[str, float]:
+    decoded, original = codec.decode(tokens), torch.from_numpy(voice)[None]
+    return {**measure(("pesq", "stoi"), RATE, original, decoded), "mel": MelLoss(RATE)(decoded, original).item()}
+
+
+@pytest.fixture(scope="module")
+def at_once(speech: Codec, voice: np.ndarray) -> dict[str, float]:
+    return quality(speech, speech.encode(voice, RATE), voice)
+
+
+@pytest.mark.parametrize("chunk_seconds", [None, 1.0])
+def test_speech_gets_nearer_to_the_recording(
+    speech: Codec, voice: np.ndarray, at_once: dict[str, float], chunk_seconds: float | None
+) -> None:
+    searched = quality(speech, speech.encode(voice, RATE, chunk_seconds, effort=6), voice)
+    assert searched["pesq"] > at_once["pesq"] + 0.1
+    assert searched["stoi"] > at_once["stoi"]
+    assert searched["mel"] < at_once["mel"] - 0.01
+
+
+def test_no_effort_takes_what_the_encoder_gives(tiny_codec: Codec, voice: np.ndarray) -> None:
+    assert torch.equal(
+        tiny_codec.encode(voice, RATE, effort=0).indices, tiny_codec.model.encode(torch.from_numpy(voice)[None])
+    )
+
+
+def test_known_frames_stay(tiny_codec: Codec, voice: np.ndarray) -> None:
+    audio = torch.from_numpy(voice[None, : 48 * 500])
+    known = torch.randint(0, 9, (1, 100, 2))
+    found = Search(tiny_codec.model, 3)(audio, known)
+    assert found.shape == (1, 500, 2)
+    assert torch.equal(found[:, :100], known)
+    assert not torch.equal(found, tiny_codec.model.encode(audio))
+
+
+def test_pieces_of_any_size_give_the_same_tokens(tiny_codec: Codec, voice: np.ndarray) -> None:
+    expected = tiny_codec.encode(voice, RATE, 0.7, effort=2)
+    encoder = StreamEncoder(tiny_codec, RATE, 1, 0.7, effort=2)
+    parts = [part for i in range(0, len(voice), 5003) for part in encoder.push(voice[None, i : i + 5003])]
+    indices = np.concatenate([*parts, *encoder.finish()], axis=1)
+    assert (indices == expected.indices.numpy()).mean() > 0.999
+    assert indices.shape == tuple(expected.indices.shape)
+
+
+def test_each_channel_is_searched_alone(tiny_codec: Codec, voice: np.ndarray) -> None:
+    pair = np.stack([voice[:RATE], 0.1 * voice[RATE : 2 * RATE]])
+    together = tiny_codec.encode(pair, RATE, effort=3).indices
+    for channel in range(2):
+        alone = tiny_codec.encode(pair[channel], RATE, effort=3).indices[0]
+        assert (together[channel] == alone).double().mean() > 0.99
+
+
+def test_silence_stays_silence(speech: Codec) -> None:
+    silence = np.zeros(RATE, np.float32)
+    assert speech.decode(speech.encode(silence, RATE, effort=4)).square().mean().sqrt() < 1e-3
+
+
+def test_a_short_word_gets_nearer_too(speech: Codec, voice: np.ndarray) -> None:
+    word = np.pad(voice[15_000:21_000], (0, 1200))
+    original, mel = torch.from_numpy(word)[None], MelLoss(RATE)
+    plain, searched = (speech.decode(speech.encode(word, RATE, effort=effort)) for effort in (0, 6))
+    assert mel(searched, original) < mel(plain, original)
+
+
+@pytest.mark.parametrize("samples", [1, 100, 5000])
+def test_clips_shorter_than_the_losses_windows(tiny_codec: Codec, voice: np.ndarray, samples: int) -> None:
+    tokens = tiny_codec.encode(voice[:samples], RATE, effort=2)
+    assert tiny_codec.decode(tokens).shape == (1, samples)
+
+
+def test_inside_inference_mode_and_without_traces_on_the_model(tiny_codec: Codec, voice: np.ndarray) -> None:
+    with torch.inference_mode():
+        inside = tiny_codec.encode(voice[:RATE], RATE, effort=2).indices
+    assert torch.equal(inside, tiny_codec.encode(voice[:RATE], RATE, effort=2).indices)
+    assert all(parameter.grad is None for parameter in tiny_codec.model.parameters())
+
+
+def test_errors(tiny_codec: Codec, voice: np.ndarray) -> None:
+    with pytest.raises(UsageError, match="effort is -1"):
+        tiny_codec.encode(voice, RATE, effort=-1)
+    fsq = CodecModel(TINY.model_copy(update={"quantizer": QuantizerConfig(kind="fsq", levels=(5, 5, 3, 3))}))
+    with pytest.raises(UsageError, match="fsq"):
+        Search(fsq, 1)
+
+
+def test_a_missing_package_is_named() -> None:
+    code = (
+        "import sys; sys.modules['torch_pesq'] = None\n"
+        "from q2d2cli.__main__ import main; sys.argv[1:] = ['encode', sys.argv[1], '-', '--effort', '1']; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code, CLIP], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    lines = result.stderr.strip().splitlines()
+    assert lines == ["q2d2: an effort above 0 needs torch_pesq: pip install 'q2d2[search]'"]
+    assert not result.stdout
+
+
+def test_the_command(run: Run, tiny: Path, tmp_path: Path, voice: np.ndarray) -> None:
+    source, target = tmp_path / "voice.wav", tmp_path / "voice.q2d"
+    soundfile.write(source, voice[:RATE], RATE)
+    done = run("encode", source, target, "--model", tiny, "--effort", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["frames"] == 500
+    searched = Tokens.load(target)
+    assert run("encode", source, target, "--model", tiny, "--force").returncode == 0
+    assert not torch.equal(searched.indices, Tokens.load(target).indices)
+    assert run("encode", source, target, "--effort", "-1", "--force").returncode == 2
+
+
+def test_eval_names_the_effort(tiny: Path, tiny_codec: Codec, voice: np.ndarray) -> None:
+    plain, searched = (open_subject(f"q2d2:{tiny}{effort}", "cpu") for effort in ("", ":2"))
+    assert (plain.name, searched.name) == ("tiny", "tiny, effort 2")
+    assert plain.identity != searched.identity
+    tokens = tiny_codec.encode(voice[:RATE], RATE, effort=2).indices[0].numpy()
+    assert np.array_equal(searched.reconstruct(voice[:RATE], RATE, Path("x.wav")).indices, tokens)
+
+
+def test_eval_refuses_an_effort_that_is_none(tiny: Path) -> None:
+    with pytest.raises((UsageError, Q2D2Error)):
+        open_subject(f"q2d2:{tiny}:much", "cpu")
