@@ -20,6 +20,7 @@ from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.codecs import open_subject
 from q2d2cli.evaluation.evaluate import find_clips, spread, summarize
 from q2d2cli.evaluation.metrics import METRICS, score
+from q2d2cli.evaluation.plots import rate_quality
 
 RATE = 16_000
 
@@ -148,6 +149,18 @@ def test_metrics_are_undefined_rather_than_wrong_on_short_or_silent_signals(leng
 def test_summaries() -> None:
     assert summarize([1.0, None, 3.0]) == {"mean": 2.0, "interval95": pytest.approx(1.96, abs=1e-4), "n": 2}
     assert summarize([None]) == {"mean": None, "interval95": None, "n": 0}
+
+
+def test_twenty_codecs_look_different_in_a_plot() -> None:
+    mean = {"mean": 1.0, "interval95": 0.1}
+    codecs = [
+        {"name": f"codec {i}", "identity": str(i), "bit_rate": 1000.0 + i, "datasets": {"all": {"pesq": mean}}}
+        for i in range(20)
+    ]
+    figure = rate_quality({"codecs": codecs, "metrics": ["pesq"]})
+    assert figure is not None
+    looks = {(c.lines[0].get_marker(), c.lines[0].get_color()) for c in figure.axes[0].containers}
+    assert len(looks) == 20
 
 
 def test_a_limit_takes_evenly_from_every_folder(corpus: Path) -> None:

@@ -89,6 +89,15 @@ def test_silence_stays_silence(speech: Codec) -> None:
     assert speech.decode(speech.encode(silence, RATE, effort=4)).square().mean().sqrt() < 1e-3
 
 
+def test_no_click_at_the_ends_and_pauses_stay_silent(speech: Codec, voice: np.ndarray) -> None:
+    at, edge = int(1.3 * RATE), RATE // 50
+    pause = np.concatenate([voice[at - RATE // 2 : at], np.zeros(RATE, np.float32), voice[at : at + RATE // 2]])
+    after = speech.decode(speech.encode(pause, RATE, effort=4)).numpy()[0]
+    for ends, near in ((slice(0, edge), slice(0, 5 * edge)), (slice(-edge, None), slice(-5 * edge, None))):
+        assert np.abs(after[ends]).max() < 3 * (np.abs(pause[near]).max() + 0.002)
+    assert np.sqrt(np.mean(after[RATE // 2 + RATE // 4 : RATE // 2 + 3 * RATE // 4] ** 2)) < 1e-3
+
+
 def test_a_short_word_gets_nearer_too(speech: Codec, voice: np.ndarray) -> None:
     word = np.pad(voice[15_000:21_000], (0, 1200))
     original, mel = torch.from_numpy(word)[None], MelLoss(RATE)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 COLOURS = ("#d55e00", "#0f82c4", "#009e73", "#c466a0", "#b8860b", "#5a6fd0", "#8a8a8a")
 """Told apart with any kind of colour vision, on white and on black (after Okabe and Ito)."""
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+"""One more than colours, so that colour and marker together take long to come again."""
 INK = "#010203"
 """Stands for the page's text colour."""
 SPECTROGRAM_DB = 80.0
