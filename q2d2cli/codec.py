@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -289,6 +289,7 @@ class StreamEncoder:
         channels: of the audio pushed.
         chunk_seconds: audio per pass of the network; None for all at once.
         effort: as `Codec.encode` takes it.
+        on_progress: called with the seconds encoded so far, after each chunk and each round of a search.
     """
 
     def __init__(
@@ -298,18 +299,20 @@ class StreamEncoder:
         channels: int,
         chunk_seconds: float | None = CHUNK_SECONDS,
         effort: int = 0,
+        on_progress: Callable[[float], None] | None = None,
     ) -> None:
         if effort < 0:
             raise UsageError(f"effort is {effort}: give 0 or more rounds of search")
         self._codec, self._rate, self._channels = codec, sample_rate, channels
         self._resampler = Resampler(sample_rate, codec.sample_rate, channels)
         self._hop = codec.config.hop
-        self._search = Search(codec.model, effort) if effort else None
+        self._search = Search(codec.model, effort, self._report) if effort else None
         self._context = codec.model.encoder_context if self._search is None else self._search.context
         self._chunk = chunk_frames(codec, chunk_seconds, self._context)
         self._buffer = np.empty((channels, 0), np.float32)
         self._known = torch.empty(channels, 0, codec.quantizer.num_indices, dtype=torch.int64)
-        self._buffer_frame = self._next_frame = self._pushed = 0
+        self._buffer_frame = self._next_frame = self._end = self._pushed = 0
+        self._on_progress = on_progress
 
     def push(self, samples: np.ndarray) -> Iterator[np.ndarray]:
         """`(channels, samples)` float32 in; `(channels, frames, pairs)` int64 pieces out as they get ready."""
@@ -340,6 +343,12 @@ class StreamEncoder:
             return self._codec.model.encode(audio)
         return self._search(audio, self._known.to(audio.device))
 
+    def _report(self, share: float) -> None:
+        """Say that this share of frames `next_frame ... end` is done."""
+        if self._on_progress is not None:
+            frames = self._next_frame + share * (self._end - self._next_frame)
+            self._on_progress(frames * self._hop / self._codec.sample_rate)
+
     def _append(self, samples: np.ndarray) -> None:
         self._buffer = np.concatenate([self._buffer, samples], axis=1)
 
@@ -348,11 +357,12 @@ class StreamEncoder:
 
     def _run(self, end: int) -> np.ndarray:
         """Encode frames `next_frame ... end`."""
-        context = self._context or 0
+        context, self._end = self._context or 0, end
         stop = min(end + context, self._buffer_end())
         audio = torch.from_numpy(self._buffer[:, : (stop - self._buffer_frame) * self._hop])
         found = self.network(audio.to(self._codec.device)).cpu()[:, : end - self._buffer_frame]
         new = found[:, self._next_frame - self._buffer_frame :]
+        self._report(1.0)
         self._next_frame = end
         keep = context_start(self._codec, end, context)
         self._known = found[:, keep - self._buffer_frame :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -31,13 +32,14 @@ class Search:
     Args:
         model: with a two-dimensional quantizer.
         rounds: steps of Adam; each costs a pass through the decoder and back.
+        on_round: called after each with the share of them that is done.
 
     Raises:
-        UsageError: if the quantizer has no grids, or `rounds` is negative.
+        UsageError: if the quantizer has no grids.
         Q2D2Error: if the packages that the losses need are not installed.
     """
 
-    def __init__(self, model: CodecModel, rounds: int) -> None:
+    def __init__(self, model: CodecModel, rounds: int, on_round: Callable[[float], None] = lambda share: None) -> None:
         if not isinstance(model.quantizer, Q2D2):
             raise UsageError(f"no search with the quantizer {model.quantizer.spec.kind}: it needs grids, use effort 0")
         rate, device = model.config.sample_rate, next(model.parameters()).device
@@ -56,7 +58,7 @@ class Search:
             except ImportError as error:
                 raise Q2D2Error(f"an effort above 0 needs {error.name}: pip install 'q2d2[search]'") from error
             self.losses = {name: loss.to(device) for name, loss in losses.items()}
-        self.model, self.quantizer, self.rounds = model, model.quantizer, rounds
+        self.model, self.quantizer, self.rounds, self.on_round = model, model.quantizer, rounds, on_round
 
     @property
     def context(self) -> int | None:
@@ -97,6 +99,7 @@ class Search:
                 (gradient,) = torch.autograd.grad(self.loss(estimate, audio), projections)
                 projections.grad = gradient.nan_to_num(0, 0, 0)
                 optimizer.step()
+                self.on_round((done + 1) / self.rounds)
             with torch.no_grad():
                 indices = self.quantizer.snap(projections).indices
         return torch.cat([known, indices[:, known.shape[1] :]], dim=1)

@@ -74,16 +74,19 @@ def encode_file(
     started = time.monotonic()
     samples = 0
     with AudioReader(source) as audio, atomic_output(target) as file:
-        encoder = StreamEncoder(codec, audio.sample_rate, audio.channels, effort=effort)
+        total = audio.num_samples / audio.sample_rate if audio.num_samples is not None else None
+
+        def encoded(seconds: float) -> None:
+            if progress:
+                progress(seconds, total)
+
+        encoder = StreamEncoder(codec, audio.sample_rate, audio.channels, effort=effort, on_progress=encoded)
         header = codec.header(audio.sample_rate, audio.channels, audio.num_samples)
         writer = Writer(file, with_payload(header, "robust" if robust else "packed"))
-        total = audio.num_samples / audio.sample_rate if audio.num_samples is not None else None
         for block in audio.blocks():
             samples += block.shape[1]
             for indices in encoder.push(block):
                 writer.write(indices)
-            if progress:
-                progress(samples / audio.sample_rate, total)
         for indices in encoder.finish():
             writer.write(indices)
         if audio.num_samples not in (None, samples) and not file.seekable():

@@ -22,6 +22,7 @@ from q2d2cli.models.config import QuantizerConfig
 from q2d2cli.models.model import CodecModel
 from q2d2cli.search import Search
 from q2d2cli.training.scores import measure
+from q2d2cli.transcode import encode_file
 
 RATE = 24_000
 
@@ -148,6 +149,15 @@ def test_the_command(run: Run, tiny: Path, tmp_path: Path, voice: np.ndarray) ->
     assert run("encode", source, target, "--model", tiny, "--force").returncode == 0
     assert not torch.equal(searched.indices, Tokens.load(target).indices)
     assert run("encode", source, target, "--effort", "-1", "--force").returncode == 2
+
+
+def test_progress_tells_of_every_round(tiny_codec: Codec, tmp_path: Path, voice: np.ndarray) -> None:
+    soundfile.write(tmp_path / "voice.wav", voice[:RATE], RATE)
+    told: list[tuple[float, float | None]] = []
+    encode_file(
+        tiny_codec, tmp_path / "voice.wav", tmp_path / "v.q2d", lambda *progress: told.append(progress), effort=4
+    )
+    assert told == [(0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0), (1.0, 1.0)]
 
 
 def test_eval_names_the_effort(tiny: Path, tiny_codec: Codec, voice: np.ndarray) -> None:
