@@ -205,7 +205,7 @@ class Codec:
         Raises:
             UsageError: if the effort is negative, or above 0 with a quantizer that has no grids.
             ValueError: if the waveform's shape or type is wrong.
-            Q2D2Error: if it is empty or holds NaN or infinity.
+            Q2D2Error: if it is empty or holds NaN or infinity, or the packages that a search needs are missing.
         """
         samples = torch.as_tensor(waveform).detach().cpu()
         if samples.ndim == 1:
@@ -365,7 +365,8 @@ class StreamEncoder:
         self._report(1.0)
         self._next_frame = end
         keep = context_start(self._codec, end, context)
-        self._known = found[:, keep - self._buffer_frame :]
+        if self._search is not None:
+            self._known = found[:, keep - self._buffer_frame :]
         self._buffer = self._buffer[:, (keep - self._buffer_frame) * self._hop :]
         self._buffer_frame = keep
         return new.numpy()
