@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from q2d2cli.training.augment import augment, noise, tilt, tones
+from q2d2cli.training.augment import SPEEDS, augment, change_speed, length_before, noise, tilt, tones
 from q2d2cli.training.config import DataConfig
 
 RATE = 24_000
@@ -62,6 +62,27 @@ def test_tilts_change_bass_against_treble_either_way_and_keep_the_level(batch: t
     balance = 10 * torch.log10(power[:, 20:200].mean(1) / power[:, 2000:4000].mean(1))
     assert balance.max() > 5
     assert balance.min() < -5
+
+
+def test_another_speed_moves_pitch_and_leaves_no_edge() -> None:
+    length = RATE // 2
+    tone = 0.5 * torch.sin(2 * torch.pi * 1000 / RATE * torch.arange(length_before(length)))
+    played = change_speed(tone.expand(40, -1), length, 1.0, np.arange(40))
+    assert played.shape == (40, length)
+    windowed = played * torch.hann_window(length)
+    heard = {round(int(peak) * RATE / length) for peak in torch.fft.rfft(windowed).abs().argmax(1)}
+    assert heard == {1000 * speed // 20 for speed in SPEEDS}
+    for ends in (played[:, :200], played[:, -200:]):
+        assert ends.abs().amax(1).allclose(torch.tensor(0.5), atol=0.01)
+
+
+def test_a_share_of_the_crops_keeps_its_speed(batch: torch.Tensor) -> None:
+    length = 8000
+    long = batch[:1, : length_before(length)].expand(400, -1)
+    played = change_speed(long, length, 0.5, np.arange(400))
+    same = (played == long[:, 8 : 8 + length]).all(1).float().mean()
+    # A tenth of those that change get a speed of 1.
+    assert 0.45 < same < 0.65
 
 
 def test_a_tilted_silence_is_silence() -> None:

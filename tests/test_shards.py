@@ -170,6 +170,14 @@ def test_wrong_shards_are_named(run: Run, config: Path, tmp_path: Path, train: o
     assert "Traceback" not in result.stderr.decode()
 
 
+def test_shards_are_not_balanced(run: Run, config: Path, tmp_path: Path) -> None:
+    settings = ("--set", "data.train=s-00.tar", "--set", "data.balance=0.5")
+    result = run("train", "-c", config, "-o", tmp_path / "run", *settings)
+    assert result.returncode == 2
+    assert "data.balance needs folders of files, and tar shards have none: set it to 0" in result.stderr.decode()
+    assert "Traceback" not in result.stderr.decode()
+
+
 def test_two_processes_train_from_shards_and_go_on_exactly(config: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tars"
     folder.mkdir()

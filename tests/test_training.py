@@ -21,7 +21,7 @@ from q2d2cli import checkpoints
 from q2d2cli.audio import Resampler
 from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss, stft
 from q2d2cli.training.config import DataConfig, DiscriminatorConfig, read_config
-from q2d2cli.training.data import FileCorpus, MemoryCorpus
+from q2d2cli.training.data import FileCorpus, FilesCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
 from q2d2cli.training.loop import make_accelerator
 from q2d2cli.training.scores import measure
@@ -127,10 +127,11 @@ def test_discriminators_learn_to_tell_real_from_fake() -> None:
             "period": {"weight": 0.5, "channels": 2, "periods": [2, 3]},
             "resolution": {"weight": 1, "channels": 4, "windows": [256]},
             "band": {"weight": 1, "channels": 4, "windows": [256]},
+            "frame": {"weight": 2, "width": 8, "windows": [256]},
         }
     )
     judges = Discriminators(config)
-    assert judges.weights == {"stft": 1, "period": 0.5, "resolution": 1, "band": 1}
+    assert judges.weights == {"stft": 1, "period": 0.5, "resolution": 1, "band": 1, "frame": 2}
     time = torch.arange(4001) / 24_000
     real = 0.3 * torch.sin(2 * torch.pi * 200 * time).expand(4, -1)
     fake = 0.1 * torch.randn(4, 4001)
@@ -142,7 +143,7 @@ def test_discriminators_learn_to_tell_real_from_fake() -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[0] == pytest.approx(2 * 3.5, rel=0.2)
+    assert losses[0] == pytest.approx(2 * 5.5, rel=0.2)
     assert losses[-1] < 0.5 * losses[0]
     for name, parameter in judges.named_parameters():
         assert parameter.grad is not None, name
@@ -315,6 +316,26 @@ def test_corpora_in_memory_and_on_disk_hold_the_same(tmp_path: Path) -> None:
     start = int(0.3 * corpora[1].seconds * rate) * 24_000 // rate
     torch.testing.assert_close(on_disk[1, 100:-100], whole[start + 100 : start + 23_900], atol=1e-2, rtol=0)
     assert corpora[1].read(np.array([0.999999]), 10 * 24_000).shape == (1, 240_000)
+
+
+@pytest.mark.parametrize("kind", [MemoryCorpus, FileCorpus])
+@pytest.mark.parametrize(("balance", "expected"), [(0.0, 0.1), (0.5, 0.25), (1.0, 0.5)])
+def test_balance_draws_short_folders_more_often(
+    tmp_path: Path, kind: type[FilesCorpus], balance: float, expected: float
+) -> None:
+    # The first folder has a tenth of all audio; a sample's value says where it is.
+    rate = 24_000
+    for folder, value, files in (("a", 0.25, 2), ("b", 0.5, 9)):
+        (tmp_path / folder).mkdir()
+        for number in range(files):
+            seconds = 2 if folder == "b" else 1
+            soundfile.write(tmp_path / folder / f"{number}.wav", np.full(seconds * rate, value), rate)
+    corpus = kind(tmp_path, rate, balance=balance)
+    places = corpus.draw(np.random.default_rng(0), 4000)
+    assert places.min() >= 0
+    assert places.max() < 1
+    drawn = corpus.read(places, 1)[:, 0]
+    assert (drawn < 0.3).float().mean().item() == pytest.approx(expected, abs=0.03)
 
 
 def test_processes_get_their_share_of_the_same_crops(tmp_path: Path) -> None:

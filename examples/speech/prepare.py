@@ -41,6 +41,7 @@ PACKAGES = (
     "asterisk-core-sounds-it-g722",
     "asterisk-core-sounds-ru-g722",
     "pocketsphinx-testdata",
+    "hedgewars-data",
 )
 
 # The same voice ("Allison") recorded the English and the Spanish prompts: both are held out.
@@ -108,6 +109,11 @@ def clips(packages: Path) -> Iterator[Clip]:
                 yield Clip(path, f"asterisk-{language}")
     for path in sorted((packages / "pocketsphinx-testdata").rglob("librivox/*.wav")):
         yield Clip(path, "librivox")
+    # Added last: the numbers in the names of the files before stay.
+    voices = packages / "hedgewars-data/usr/share/games/hedgewars/Data/Sounds/voices"
+    for path in sorted(voices.rglob("*.ogg")):
+        if path.parent.name != "Robot":
+            yield Clip(path, f"hedgewars-{path.parent.name}")
 
 
 def read(path: Path) -> tuple[np.ndarray, int]:

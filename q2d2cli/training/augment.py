@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torchaudio
 from torch import Tensor
 
 from q2d2cli.training.config import DataConfig
 
 QUIET_RMS = 3e-3
 """Noise is set against at least this, so that pauses get some too."""
+SPEEDS = range(16, 26)
+"""In twentieths: from 0.8 to 1.25."""
+SPEED_MARGIN = 8
+"""Samples left out at either end, where the resampler's filter is not whole."""
 
 
 def augment(batch: Tensor, config: DataConfig, sample_rate: int, seeds: np.ndarray) -> Tensor:
@@ -41,6 +46,33 @@ def augment(batch: Tensor, config: DataConfig, sample_rate: int, seeds: np.ndarr
             hiss = torch.from_numpy(noise(len(crop), sample_rate, rng)).to(batch.device)
             crop = crop + hiss * crop.square().mean().sqrt().clamp(min=QUIET_RMS) * 10 ** (-rng.uniform(0, 30) / 20)
         rows.append(crop)
+    return torch.stack(rows)
+
+
+def length_before(length: int) -> int:
+    """Samples that `change_speed` needs to make `length` at any speed."""
+    return (length + 2 * SPEED_MARGIN) * SPEEDS[-1] // 20
+
+
+def change_speed(batch: Tensor, length: int, share: float, seeds: np.ndarray) -> Tensor:
+    """Play random crops of a batch faster or slower: another pitch and other formants, as of another speaker.
+
+    Args:
+        batch: `(count, length_before(length))` float32.
+        length: samples that stay, from the beginning on.
+        share: of the crops that change.
+        seeds: as for `augment`.
+
+    Returns:
+        `(count, length)`.
+    """
+    rows = []
+    for crop, seed in zip(batch, seeds, strict=True):
+        # Not the same numbers that `augment` draws: the two must not go together.
+        rng = np.random.default_rng([seed, 1])
+        if rng.random() < share:
+            crop = torchaudio.functional.resample(crop, int(rng.choice(SPEEDS)), 20)
+        rows.append(crop[SPEED_MARGIN : SPEED_MARGIN + length])
     return torch.stack(rows)
 
 

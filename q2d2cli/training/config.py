@@ -41,6 +41,9 @@ class DataConfig(Strict):
     streamed."""
     shuffle_buffer: PositiveInt = 1000
     """Crops of tar shards that wait to be drawn from at random."""
+    balance: Fraction = 0.0
+    """From 0, every second of audio is drawn as often as any other, to 1, every folder (a speaker, say) is; between
+    them, a folder of length `l` is drawn in proportion to `l ** (1 - balance)`. Not with tar shards."""
     crop_seconds: PositiveFloat = 0.9
     level_mean: Annotated[float, Field(le=0)] = -24.0
     """Mean level of a crop after random gain, dB below full scale (RMS)."""
@@ -53,6 +56,8 @@ class DataConfig(Strict):
     """Share of crops cut to a narrower band, as of telephones and old recordings."""
     tilt: Fraction = 0.0
     """Share of crops with another slope of the spectrum and other bass and treble, as of another microphone."""
+    speed: Fraction = 0.0
+    """Share of crops played faster or slower (0.8 to 1.25), as of speakers with other voices."""
     tones: Fraction = 0.0
     """Share of crops replaced by notes, so that beeps and music do not vanish."""
 
@@ -132,6 +137,14 @@ class BandDiscriminatorConfig(Strict):
     windows: tuple[PositiveInt, ...] = (2048, 1024, 512)
 
 
+class FrameDiscriminatorConfig(Strict):
+    """ConvNeXt blocks over spectra, frame by frame: the quickest on a CPU."""
+
+    weight: Weight = 0.0
+    width: PositiveInt = 128
+    windows: tuple[PositiveInt, ...] = (1024, 512, 256)
+
+
 class DiscriminatorConfig(Strict):
     """Which discriminators, with which weights, and when; a weight of 0 switches one off."""
 
@@ -144,10 +157,12 @@ class DiscriminatorConfig(Strict):
     period: PeriodDiscriminatorConfig = PeriodDiscriminatorConfig()
     resolution: ResolutionDiscriminatorConfig = ResolutionDiscriminatorConfig()
     band: BandDiscriminatorConfig = BandDiscriminatorConfig()
+    frame: FrameDiscriminatorConfig = FrameDiscriminatorConfig()
 
     @model_validator(mode="after")
     def _valid(self) -> DiscriminatorConfig:
-        if self.start < 1 and not any(d.weight for d in (self.stft, self.period, self.resolution, self.band)):
+        families = (self.stft, self.period, self.resolution, self.band, self.frame)
+        if self.start < 1 and not any(family.weight for family in families):
             raise ValueError("every discriminator has weight 0: give one a weight, or set start to 1")
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from q2d2cli.audio import Resampler, audio_files, read_mono
 from q2d2cli.errors import Q2D2Error, UsageError
-from q2d2cli.training.augment import augment
+from q2d2cli.training.augment import augment, change_speed, length_before
 from q2d2cli.training.config import DataConfig
 
 Progress = Callable[[int, int], None]
@@ -41,7 +42,7 @@ def find_audio(source: Path) -> list[Path]:
 
 
 class Corpus(ABC):
-    """Audio to draw crops from, every sample as likely as any other.
+    """Audio to draw crops from.
 
     Attributes:
         sample_rate: of the crops, Hz; files have any rate and are resampled.
@@ -62,6 +63,10 @@ class Corpus(ABC):
     def read(self, places: np.ndarray, length: int) -> Tensor:
         """Samples at `places` (`(count,)` in [0, 1) of the whole): `(count, length)` float32, zeros beyond the end."""
 
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Random places for `read`: every sample is as likely as any other."""
+        return rng.random(count)
+
     def crops(
         self, count: int, length: int, config: DataConfig, rng: np.random.Generator, part: slice = slice(None)
     ) -> Tensor:
@@ -77,11 +82,14 @@ class Corpus(ABC):
         Returns:
             `(count or the part of it, length)` float32.
         """
-        places = rng.random(count)
+        places = self.draw(rng, count)
         target = 10 ** (rng.normal(config.level_mean, config.level_std, count) / 20)
         fade = np.where(rng.random(count) < config.silence, 10 ** rng.uniform(-4.5, -2.0, count), 1.0)
         seeds = rng.integers(2**63, size=count)
-        batch = augment(self.read(places[part], length), config, self.sample_rate, seeds[part])
+        batch = self.read(places[part], length_before(length) if config.speed else length)
+        if config.speed:
+            batch = change_speed(batch, length, config.speed, seeds[part])
+        batch = augment(batch, config, self.sample_rate, seeds[part])
         wanted, quiet = (torch.from_numpy(x[part]).float().to(batch.device) for x in (target, fade))
         rms = batch.square().mean(1).sqrt() + 1e-9
         peak = batch.abs().amax(1) + 1e-9
@@ -94,12 +102,39 @@ class FilesCorpus(Corpus):
     """A corpus whose files have all been looked at.
 
     Attributes:
-        files: number of files that could be read.
-        seconds: length of all.
+        ends: `(files,)` seconds at which each ends, laid end to end.
+        folders: of each file.
+        balance: as in `DataConfig`.
     """
 
-    files: int
-    seconds: float
+    ends: np.ndarray
+    folders: list[Path]
+    balance: float
+
+    @property
+    def files(self) -> int:
+        """Number of files that could be read."""
+        return len(self.ends)
+
+    @property
+    def seconds(self) -> float:
+        """Length of all."""
+        return float(self.ends[-1])
+
+    @cached_property
+    def _weighed(self) -> np.ndarray:
+        """`(files + 1,)` from 0 to 1: how often a crop comes from the files before each end."""
+        lengths = np.diff(self.ends, prepend=0.0)
+        _, folder = np.unique([str(name) for name in self.folders], return_inverse=True)
+        weights = lengths * np.maximum(np.bincount(folder, lengths), 1e-9)[folder] ** -self.balance
+        return np.concatenate([[0.0], np.cumsum(weights) / weights.sum()])
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """As `Corpus.draw`, but a folder of length `l` is as likely as `l ** (1 - balance)`."""
+        places = rng.random(count)
+        if not self.balance:
+            return places
+        return np.interp(places, self._weighed, np.concatenate([[0.0], self.ends]) / self.seconds)
 
     @property
     def summary(self) -> str:
@@ -111,10 +146,15 @@ class MemoryCorpus(FilesCorpus):
     """All files joined to one array of 16-bit samples, on the training device."""
 
     def __init__(
-        self, source: Path, sample_rate: int, device: torch.device | str = "cpu", progress: Progress | None = None
+        self,
+        source: Path,
+        sample_rate: int,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+        balance: float = 0.0,
     ) -> None:
-        self.sample_rate = sample_rate
-        self.broken = []
+        self.sample_rate, self.balance = sample_rate, balance
+        self.broken, self.folders = [], []
         parts: list[np.ndarray] = []
         paths = find_audio(source)
         for done, path in enumerate(paths):
@@ -126,11 +166,11 @@ class MemoryCorpus(FilesCorpus):
                 self.broken.append(path)
                 continue
             parts.append((audio * FULL_SCALE).round().clip(-32768, 32767).astype(np.int16))
+            self.folders.append(path.parent)
         if not parts:
             raise UsageError(f"none of the {len(paths)} files in {source} could be read")
-        self.files = len(parts)
+        self.ends = np.cumsum([len(part) for part in parts]) / sample_rate
         self.samples = torch.from_numpy(np.concatenate(parts)).to(device)
-        self.seconds = len(self.samples) / sample_rate
 
     def read(self, places: np.ndarray, length: int) -> Tensor:
         """As `Corpus.read`; crops cross from file to file."""
@@ -145,9 +185,14 @@ class FileCorpus(FilesCorpus):
     """Files that stay on disk; a crop is read by seeking to it."""
 
     def __init__(
-        self, source: Path, sample_rate: int, device: torch.device | str = "cpu", progress: Progress | None = None
+        self,
+        source: Path,
+        sample_rate: int,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+        balance: float = 0.0,
     ) -> None:
-        self.sample_rate = sample_rate
+        self.sample_rate, self.balance = sample_rate, balance
         self.device = device
         self.broken = []
         self.paths: list[Path] = []
@@ -163,9 +208,8 @@ class FileCorpus(FilesCorpus):
                 self.broken.append(path)
         if not self.paths:
             raise UsageError(f"none of the {len(paths)} files in {source} could be read")
-        self.files = len(self.paths)
+        self.folders = [path.parent for path in self.paths]
         self.ends = np.cumsum(seconds)
-        self.seconds = float(self.ends[-1])
 
     def read(self, places: np.ndarray, length: int) -> Tensor:
         """As `Corpus.read`; a crop stays within its file."""
@@ -206,14 +250,16 @@ def open_corpus(
         processes: that share a stream.
 
     Raises:
-        UsageError: if there is no audio.
+        UsageError: if there is no audio, or shards that should be balanced.
     """
     if shards := find_shards(config.train):
+        if config.balance:
+            raise UsageError("data.balance needs folders of files, and tar shards have none: set it to 0")
         from q2d2cli.training.shards import ShardCorpus
 
         return ShardCorpus(shards, sample_rate, device, seed, config.shuffle_buffer, processes)
     kind = MemoryCorpus if config.in_memory else FileCorpus
-    return kind(Path(str(config.train)), sample_rate, device)
+    return kind(Path(str(config.train)), sample_rate, device, balance=config.balance)
 
 
 def find_shards(source: str | tuple[str, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Discriminators: multi-scale complex STFT, multi-period, multi-resolution and multi-band, each with its weight."""
+"""Discriminators: complex STFT, period, resolution, band and frame, each of several scales and with its weight."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from q2d2cli.losses import stft
+from q2d2cli.models.blocks import ConvNeXtBlock, init_weights
 from q2d2cli.training.config import DiscriminatorConfig
 
 SLOPE = 0.2
@@ -144,6 +145,42 @@ class BandDiscriminator(nn.Module):
         return self.out(torch.cat([last for last, _ in judged], dim=-1)), [h for _, hidden in judged for h in hidden]
 
 
+class FrameDiscriminator(nn.Module):
+    """ConvNeXt blocks over the frames of one log-magnitude STFT: the decoder's own blocks, quick where it is quick.
+
+    Two-dimensional convolutions repeat the same small filter at every bin; matrices that see whole spectra do as many
+    operations many times faster on a CPU.
+    """
+
+    window: Tensor
+    LAYERS = 4
+    KERNEL = 5
+
+    def __init__(self, n_fft: int, width: int) -> None:
+        super().__init__()
+        window = torch.hann_window(n_fft)
+        self.register_buffer("window", window / window.square().sum().sqrt(), persistent=False)
+        self.embed = nn.Linear(n_fft // 2 + 1, width)
+        self.norm = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(width, 2 * width, self.KERNEL, 1 / self.LAYERS) for _ in range(self.LAYERS)
+        )
+        self.out = nn.Linear(width, 1)
+        self.apply(init_weights)
+
+    def forward(self, audio: Tensor) -> Judgement:
+        """`(batch, samples)` to scores `(batch, frames, 1)` and hidden layers."""
+        with torch.autocast(audio.device.type, enabled=False):
+            spectrum = stft(audio.float(), self.window)
+            level = torch.log(spectrum.real.square() + spectrum.imag.square() + 1e-7) / 8 + 1
+        x = self.norm(self.embed(level))
+        hidden = []
+        for block in self.blocks:
+            x = block(x)
+            hidden.append(x)
+        return self.out(F.leaky_relu(x, SLOPE)), hidden
+
+
 class Discriminators(nn.Module):
     """All discriminators that a configuration gives a weight.
 
@@ -164,6 +201,7 @@ class Discriminators(nn.Module):
                 [ResolutionDiscriminator(n, config.resolution.channels) for n in config.resolution.windows],
             ),
             "band": (config.band.weight, [BandDiscriminator(n, config.band.channels) for n in config.band.windows]),
+            "frame": (config.frame.weight, [FrameDiscriminator(n, config.frame.width) for n in config.frame.windows]),
         }
         self.weights = {name: weight for name, (weight, _) in families.items() if weight}
         self.families = nn.ModuleDict({name: nn.ModuleList(families[name][1]) for name in self.weights})
