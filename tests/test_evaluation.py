@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import os
@@ -16,11 +17,14 @@ import soxr
 import torch
 from conftest import CLIP, Run
 
+from q2d2cli.audio import read_original
+from q2d2cli.container.packing import pack
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.codecs import open_subject
-from q2d2cli.evaluation.evaluate import find_clips, spread, summarize
+from q2d2cli.evaluation.evaluate import find_clips, score_clip, spread, summarize
 from q2d2cli.evaluation.metrics import METRICS, score
 from q2d2cli.evaluation.plots import rate_quality
+from q2d2cli.evaluation.report import example
 
 RATE = 16_000
 
@@ -321,6 +325,24 @@ def test_eval_from_folder_to_report(run: Run, corpus: Path, tiny: Path, tmp_path
     again = json.loads((out / "results.json").read_text())["codecs"][0]["datasets"]
     assert again["b"]["stoi"]["mean"] == 0.5
     assert again["a"]["stoi"]["mean"] != 0.5
+
+
+def test_the_report_plays_the_codes_that_were_scored(corpus: Path, tiny: Path) -> None:
+    subject = open_subject(f"q2d2:{tiny}", "cpu")
+    (clip,) = (c for c in find_clips(corpus) if c.path.name == "one.wav")
+    (row,) = score_clip(clip, [subject], [])
+    audio, rate = read_original(clip.path)
+    decoded = subject.reconstruct(audio, rate, Path(row["clip"])).audio
+    np.testing.assert_array_equal(example(subject, row, audio, rate), decoded)
+    # A part of the clip: what comes before its end is the same.
+    part = example(subject, row, audio[:rate], rate)
+    assert len(part) == rate
+    np.testing.assert_allclose(part[: rate // 2], decoded[: rate // 2], atol=1e-5)
+    # Other codes, other sound: they do count. Without any, the clip is encoded again.
+    row["codes"] = base64.b64encode(pack(np.zeros((row["frames"], 2), np.int64), subject.sizes)).decode()
+    assert np.abs(example(subject, row, audio, rate) - decoded).max() > 1e-3
+    row["codes"] = None
+    np.testing.assert_array_equal(example(subject, row, audio, rate), decoded)
 
 
 def test_processes_do_not_change_scores(run: Run, corpus: Path, tiny: Path) -> None:

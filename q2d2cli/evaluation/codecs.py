@@ -138,6 +138,16 @@ class Q2D2Subject(CodecSubject):
         audio = self.codec.decode(encoded).numpy()[0]
         return Reconstruction(audio, encoded.bit_rate * encoded.duration, size, encoded.indices.numpy()[0])
 
+    def recall(self, indices: np.ndarray, rate: int, num_samples: int) -> np.ndarray:
+        """The first `num_samples` samples at `rate` from the `(frames, pairs)` of an earlier encoding."""
+        import torch
+
+        from q2d2cli.codec import Tokens
+
+        header = self.codec.header(rate, 1, num_samples)
+        tokens = Tokens(torch.from_numpy(indices[: header.frames_for(num_samples)]).long()[None], header)
+        return self.codec.decode(tokens).numpy()[0]
+
 
 @dataclass(frozen=True)
 class Damage:

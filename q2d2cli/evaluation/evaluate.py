@@ -355,12 +355,16 @@ def sum_up_codec(subject: Subject, rows: Sequence[Row], metrics: Sequence[str]) 
     }
 
 
+def codes_of(row: Row, sizes: tuple[int, ...]) -> np.ndarray | None:
+    """`(frames, pairs)` int64 indices that a row keeps; None if it keeps none."""
+    return unpack(base64.b64decode(row["codes"]), row["frames"], sizes) if row["codes"] else None
+
+
 def codebook_use(subject: Subject, rows: Sequence[Row]) -> dict[str, Any]:
     """Entropy (bits) and utilization (share of points that occur) of the pairs and the codebook (Table 10)."""
     if subject.sizes is None or not rows:
         return {}
-    parts = [unpack(base64.b64decode(row["codes"]), row["frames"], subject.sizes) for row in rows if row["codes"]]
-    indices = np.concatenate(parts)
+    indices = np.concatenate([codes for row in rows if (codes := codes_of(row, subject.sizes)) is not None])
     strides = np.cumprod([1, *subject.sizes[:-1]])
     distinct = len(np.unique(indices @ strides))
     codebook = math.prod(subject.sizes)

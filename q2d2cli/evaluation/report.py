@@ -14,8 +14,8 @@ import soundfile
 
 from q2d2cli.audio import read_original
 from q2d2cli.errors import Q2D2Error
-from q2d2cli.evaluation.codecs import ChannelSubject, Original, Subject
-from q2d2cli.evaluation.evaluate import Clip, Row
+from q2d2cli.evaluation.codecs import ChannelSubject, Original, Q2D2Subject, Subject
+from q2d2cli.evaluation.evaluate import Clip, Row, codes_of
 from q2d2cli.evaluation.metrics import METRICS
 from q2d2cli.evaluation.plots import channel_quality, distributions, rate_quality, spectrogram, to_svg
 from q2d2cli.evaluation.tables import mean_parts
@@ -221,12 +221,20 @@ def examples(result: dict[str, Any], rows: Sequence[Row], subjects: Sequence[Sub
                 f"{METRICS[m].title} {v:.{METRICS[m].decimals}f}" for m, v in row["scores"].items() if v is not None
             )
             try:
-                decoded = subject.reconstruct(audio, rate, Path(name)).audio
+                decoded = example(subject, row, audio, rate)
             except Q2D2Error:
                 continue
             cards.append(card(subject.name, scores, decoded, rate))
         parts.append(f'<h3>{title}: {html.escape(name)}</h3><div class="clips">{"".join(cards)}</div>')
     return "".join(parts)
+
+
+def example(subject: Subject, row: Row, audio: np.ndarray, rate: int) -> np.ndarray:
+    """What a codec makes of the beginning of a clip; of the codes it was scored with, where the row keeps them."""
+    if isinstance(subject, Q2D2Subject) and (codes := codes_of(row, subject.codec.quantizer.sizes)) is not None:
+        # A search for them again would take minutes.
+        return subject.recall(codes, rate, len(audio))
+    return subject.reconstruct(audio, rate, Path(row["clip"])).audio
 
 
 def card(title: str, scores: str, audio: np.ndarray, rate: int) -> str:
