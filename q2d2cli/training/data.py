@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -101,20 +102,53 @@ class Corpus(ABC):
 class FilesCorpus(Corpus):
     """A corpus whose files have all been looked at.
 
-    Attributes:
-        ends: `(files,)` seconds at which each ends, laid end to end.
-        folders: of each file.
+    Args:
+        source: as `find_audio` takes it.
+        sample_rate: of the crops, Hz.
+        device: where they go.
+        progress: called before each file.
         balance: as in `DataConfig`.
+
+    Attributes:
+        paths: of the files that could be read.
+        ends: `(files,)` seconds at which each ends, laid end to end.
+
+    Raises:
+        UsageError: if no file could be read.
     """
 
-    ends: np.ndarray
-    folders: list[Path]
-    balance: float
+    def __init__(
+        self,
+        source: Path,
+        sample_rate: int,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+        balance: float = 0.0,
+    ) -> None:
+        self.sample_rate, self.device, self.balance = sample_rate, device, balance
+        self.broken, self.paths = [], list[Path]()
+        seconds: list[float] = []
+        paths = find_audio(source)
+        for done, path in enumerate(paths):
+            if progress:
+                progress(done, len(paths))
+            try:
+                seconds.append(self._add(path))
+                self.paths.append(path)
+            except (Q2D2Error, soundfile.LibsndfileError, OSError):
+                self.broken.append(path)
+        if not self.paths:
+            raise UsageError(f"none of the {len(paths)} files in {source} could be read")
+        self.ends = np.cumsum(seconds)
+
+    @abstractmethod
+    def _add(self, path: Path) -> float:
+        """Look at one file; returns its seconds."""
 
     @property
     def files(self) -> int:
         """Number of files that could be read."""
-        return len(self.ends)
+        return len(self.paths)
 
     @property
     def seconds(self) -> float:
@@ -125,7 +159,7 @@ class FilesCorpus(Corpus):
     def _weighed(self) -> np.ndarray:
         """`(files + 1,)` from 0 to 1: how often a crop comes from the files before each end."""
         lengths = np.diff(self.ends, prepend=0.0)
-        _, folder = np.unique([str(name) for name in self.folders], return_inverse=True)
+        _, folder = np.unique([str(path.parent) for path in self.paths], return_inverse=True)
         weights = lengths * np.maximum(np.bincount(folder, lengths), 1e-9)[folder] ** -self.balance
         return np.concatenate([[0.0], np.cumsum(weights) / weights.sum()])
 
@@ -145,32 +179,16 @@ class FilesCorpus(Corpus):
 class MemoryCorpus(FilesCorpus):
     """All files joined to one array of 16-bit samples, on the training device."""
 
-    def __init__(
-        self,
-        source: Path,
-        sample_rate: int,
-        device: torch.device | str = "cpu",
-        progress: Progress | None = None,
-        balance: float = 0.0,
-    ) -> None:
-        self.sample_rate, self.balance = sample_rate, balance
-        self.broken, self.folders = [], []
-        parts: list[np.ndarray] = []
-        paths = find_audio(source)
-        for done, path in enumerate(paths):
-            if progress:
-                progress(done, len(paths))
-            try:
-                audio = read_mono(path, sample_rate)
-            except Q2D2Error:
-                self.broken.append(path)
-                continue
-            parts.append((audio * FULL_SCALE).round().clip(-32768, 32767).astype(np.int16))
-            self.folders.append(path.parent)
-        if not parts:
-            raise UsageError(f"none of the {len(paths)} files in {source} could be read")
-        self.ends = np.cumsum([len(part) for part in parts]) / sample_rate
-        self.samples = torch.from_numpy(np.concatenate(parts)).to(device)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._parts: list[np.ndarray] = []
+        super().__init__(*args, **options)
+        self.samples = torch.from_numpy(np.concatenate(self._parts)).to(self.device)
+        del self._parts
+
+    def _add(self, path: Path) -> float:
+        audio = read_mono(path, self.sample_rate)
+        self._parts.append((audio * FULL_SCALE).round().clip(-32768, 32767).astype(np.int16))
+        return len(audio) / self.sample_rate
 
     def read(self, places: np.ndarray, length: int) -> Tensor:
         """As `Corpus.read`; crops cross from file to file."""
@@ -184,32 +202,8 @@ class MemoryCorpus(FilesCorpus):
 class FileCorpus(FilesCorpus):
     """Files that stay on disk; a crop is read by seeking to it."""
 
-    def __init__(
-        self,
-        source: Path,
-        sample_rate: int,
-        device: torch.device | str = "cpu",
-        progress: Progress | None = None,
-        balance: float = 0.0,
-    ) -> None:
-        self.sample_rate, self.balance = sample_rate, balance
-        self.device = device
-        self.broken = []
-        self.paths: list[Path] = []
-        seconds: list[float] = []
-        paths = find_audio(source)
-        for done, path in enumerate(paths):
-            if progress:
-                progress(done, len(paths))
-            try:
-                seconds.append(soundfile.info(path).duration)
-                self.paths.append(path)
-            except (soundfile.LibsndfileError, OSError):
-                self.broken.append(path)
-        if not self.paths:
-            raise UsageError(f"none of the {len(paths)} files in {source} could be read")
-        self.folders = [path.parent for path in self.paths]
-        self.ends = np.cumsum(seconds)
+    def _add(self, path: Path) -> float:
+        return float(soundfile.info(path).duration)
 
     def read(self, places: np.ndarray, length: int) -> Tensor:
         """As `Corpus.read`; a crop stays within its file."""
