@@ -23,7 +23,7 @@ from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, Pesq
 from q2d2cli.training.config import DataConfig, DiscriminatorConfig, read_config
 from q2d2cli.training.data import FileCorpus, FilesCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
-from q2d2cli.training.loop import make_accelerator
+from q2d2cli.training.loop import make_accelerator, validation_crops
 from q2d2cli.training.scores import measure
 from q2d2cli.training.trainer import Trainer
 
@@ -195,6 +195,20 @@ def test_crops_have_the_levels_asked_for(tmp_path: Path) -> None:
     assert levels.median().item() == pytest.approx(-30, abs=0.1)
     quiet = corpus.crops(50, 24_000, config.model_copy(update={"silence": 1.0}), np.random.default_rng(0))
     assert quiet.abs().max() < 0.01
+
+
+def test_validation_hears_recordings_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "clip.wav").write_bytes(CLIP.read_bytes())
+    corpus = MemoryCorpus(tmp_path, 24_000)
+    plain = DataConfig(train=tmp_path, valid=tmp_path)
+    # Every share there is, also of what may be added later; `balance` changes how often a recording comes.
+    shares = [name for name, key in DataConfig.model_fields.items() if key.default == 0.0 and name != "balance"]
+    assert {"noise", "band", "tilt", "speed", "tones"} <= set(shares)
+    for name in shares:
+        augmented = plain.model_copy(update={name: 1.0})
+        batches = [corpus.crops(4, 24_000, config, np.random.default_rng(0)) for config in (plain, augmented)]
+        assert not torch.equal(*batches), name
+        assert torch.equal(validation_crops(corpus, plain), validation_crops(corpus, augmented)), name
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux what the processor can do")

@@ -12,12 +12,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.console import Console
+from torch import Tensor
 
 from q2d2cli import checkpoints
 from q2d2cli.codec import pick_device
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output, make_folder
-from q2d2cli.training.config import CONFIG_NAME, TrainConfig, to_yaml
+from q2d2cli.training.config import CONFIG_NAME, DataConfig, TrainConfig, to_yaml
 from q2d2cli.training.data import Corpus, MemoryCorpus, open_corpus
 from q2d2cli.training.guard import Stop, only_run
 from q2d2cli.training.state import States
@@ -81,8 +82,7 @@ def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | No
         console.print(f"skipped {path}: not readable as audio", soft_wrap=True)
     named = len(corpus.broken)
     console.print(corpus.summary)
-    as_it_is = config.data.model_copy(update={"noise": 0.0, "band": 0.0, "tones": 0.0})
-    valid = valid_corpus.crops(VALID_CROPS, int(VALID_SECONDS * rate), as_it_is, np.random.default_rng(0))
+    valid = validation_crops(valid_corpus, config.data)
 
     def save() -> None:
         positions = gather_object([corpus.position])
@@ -120,6 +120,12 @@ def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | No
     stop.finish()
     accelerator.end_training()
     return best
+
+
+def validation_crops(corpus: Corpus, config: DataConfig) -> Tensor:
+    """`(VALID_CROPS, samples)` to validate on: the same in every run whose levels are the same."""
+    length = int(VALID_SECONDS * corpus.sample_rate)
+    return corpus.crops(VALID_CROPS, length, config.unaugmented(), np.random.default_rng(0))
 
 
 def advance(trainer: Trainer, corpus: Corpus, watch: Watch) -> None:
