@@ -19,7 +19,7 @@ from conftest import CLIP, ROOT, Run
 
 from q2d2cli import checkpoints
 from q2d2cli.audio import Resampler
-from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss, stft
+from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LevelLoss, LinesLoss, MelLoss, PesqLoss, stft
 from q2d2cli.training.config import DataConfig, DiscriminatorConfig, read_config
 from q2d2cli.training.data import FileCorpus, FilesCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
@@ -223,7 +223,7 @@ def test_bfloat16_only_where_the_processor_has_it(config: Path) -> None:
 def test_losses_are_zero_for_equal_signals_and_grow_with_distance() -> None:
     torch.manual_seed(0)
     signal = torch.randn(2, 8000) * 0.1
-    for loss in (MelLoss(24_000), EnergyLoss(24_000), LinesLoss(24_000), ComplexStftLoss()):
+    for loss in (MelLoss(24_000), EnergyLoss(24_000), LevelLoss(24_000), LinesLoss(24_000), ComplexStftLoss()):
         near, far = (loss(signal + e * torch.randn(2, 8000), signal) for e in (0.001, 0.1))
         assert loss(signal, signal) == 0
         assert 0 < near < far
@@ -253,6 +253,24 @@ def test_energy_loss_is_least_at_the_right_level_whatever_the_fine_structure() -
     losses = {gain: EnergyLoss(24_000)(gain * other, target).item() for gain in (0.5, 0.8, 1.0, 1.25, 2.0)}
     assert min(losses, key=losses.__getitem__) == 1.0
     assert losses[0.5] == pytest.approx(math.log(2), abs=0.02)
+
+
+def test_level_loss_hears_the_level_of_the_whole_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    target, other = (0.05 * torch.randn(2, 24_000) for _ in range(2))
+    loss = LevelLoss(24_000)
+    assert loss(0.5 * target, target) == pytest.approx(math.log(2), abs=0.01)
+    # As unsure as noise is, window by window, and syllables in other places, too.
+    assert loss(other, target) < 0.02
+    syllables = torch.linspace(0, 8 * torch.pi, 24_000).sin().abs()
+    pair = syllables.roll(3000) * other, syllables * target
+    assert loss(*pair) < 0.03 < EnergyLoss(24_000)(*pair)
+    # Only what is too faint to matter may have any level.
+    frequencies = torch.fft.rfftfreq(24_000, 1 / 24_000)
+    high = torch.fft.irfft(torch.fft.rfft(other) * (frequencies > 8000))
+    low = torch.fft.irfft(torch.fft.rfft(target) * (frequencies < 7000))
+    assert loss(low + 0.003 * high, low) < 1e-4
+    assert loss(low + high, low) > 0.1
 
 
 def test_lines_loss_hears_lines_where_noise_should_be_and_no_other_difference() -> None:

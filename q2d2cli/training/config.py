@@ -99,6 +99,8 @@ class LossConfig(Strict):
     level down."""
     energy: Weight = 0.0
     """Energy in wide bands: holds the level, which uncertain magnitudes lower."""
+    level: Weight = 0.0
+    """Energy of whole crops in wide bands: holds the level where that of every window is too unsure to."""
     lines: Weight = 0.0
     """Autocorrelation at delays of 2 to 20 ms: takes away lines, which sound metallic."""
     pesq: Weight = 0.0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from q2d2cli import checkpoints
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.codebook import pair_entropies
-from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss
+from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LevelLoss, LinesLoss, MelLoss, PesqLoss
 from q2d2cli.models.model import CodecModel
 from q2d2cli.training import distill
 from q2d2cli.training.config import TrainConfig, difference
@@ -88,7 +88,12 @@ class Trainer:
         self.mel = MelLoss(config.model.sample_rate).to(device)
         self.stft = ComplexStftLoss(config.loss.stft_compression, config.loss.stft_phase_only).to(device)
         rate = config.model.sample_rate
-        chosen: dict[str, Callable[[int], nn.Module]] = {"energy": EnergyLoss, "lines": LinesLoss, "pesq": PesqLoss}
+        chosen: dict[str, Callable[[int], nn.Module]] = {
+            "energy": EnergyLoss,
+            "level": LevelLoss,
+            "lines": LinesLoss,
+            "pesq": PesqLoss,
+        }
         # Beside mel and STFT, which are always measured.
         self.more_losses = nn.ModuleDict(
             {name: kind(rate) for name, kind in chosen.items() if getattr(config.loss, name)}
