@@ -26,6 +26,11 @@ def stft(audio: Tensor, window: Tensor) -> Tensor:
     return torch.fft.rfft(audio.unfold(-1, n_fft, n_fft // 4) * window)
 
 
+def wide_bands(sample_rate: int) -> Tensor:
+    """`(1025, 8)` weights of eight mel bands over the bins of windows of 2048 samples, for levels."""
+    return torchaudio.functional.melscale_fbanks(1025, 0.0, sample_rate / 2, 8, sample_rate)
+
+
 class BandLoss(nn.Module):
     """L1 between natural-log spectrograms in bands, at several resolutions, averaged.
 
@@ -77,16 +82,14 @@ class EnergyLoss(BandLoss):
     """
 
     def __init__(self, sample_rate: int) -> None:
-        super().__init__(
-            [torchaudio.functional.melscale_fbanks(1025, 0.0, sample_rate / 2, 8, sample_rate)], exponent=2
-        )
+        super().__init__([wide_bands(sample_rate)], exponent=2)
 
 
 class LevelLoss(nn.Module):
     """Of the energy of a whole signal in eight wide mel bands.
 
-    What is unsure window by window settles below the mean, whatever the weight of `EnergyLoss`: a decibel too few in
-    all of them adds little to errors that are there anyway. Over a second the energy of a band is sure, and nothing but
+    What is unsure window by window settles below the mean, and `EnergyLoss` hardly minds: half a decibel too few in all
+    of them adds little to errors that are there anyway. Over a second the energy of a band is sure, and nothing but
     a wrong level is left to see. Bands too faint to matter beside the others do not count.
     """
 
@@ -97,8 +100,7 @@ class LevelLoss(nn.Module):
 
     def __init__(self, sample_rate: int) -> None:
         super().__init__()
-        bank = torchaudio.functional.melscale_fbanks(1025, 0.0, sample_rate / 2, 8, sample_rate)
-        self.register_buffer("bank", bank, persistent=False)
+        self.register_buffer("bank", wide_bands(sample_rate), persistent=False)
         self.register_buffer("window", torch.hann_window(2048), persistent=False)
 
     def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
