@@ -20,12 +20,14 @@ from conftest import CLIP, ROOT, Run
 from q2d2cli import checkpoints
 from q2d2cli.audio import Resampler
 from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LevelLoss, LinesLoss, MelLoss, PesqLoss, stft
+from q2d2cli.models.config import ModelConfig
+from q2d2cli.models.model import CodecModel
 from q2d2cli.training.config import DataConfig, DiscriminatorConfig, read_config
 from q2d2cli.training.data import FileCorpus, FilesCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
 from q2d2cli.training.loop import make_accelerator, validation_crops
 from q2d2cli.training.scores import measure
-from q2d2cli.training.trainer import Trainer
+from q2d2cli.training.trainer import Trainer, start_from
 
 
 def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> None:
@@ -95,6 +97,25 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     result = run("train", "-c", config, "-o", tmp_path / "third", "--init", target, *wider)
     assert result.returncode == 0, result.stderr.decode()
     assert "decoder.blocks.0.pwconv1.weight" in result.stderr.decode()
+
+
+def test_a_deeper_model_starts_as_the_one_it_is_made_from() -> None:
+    shallow = checkpoints.load(checkpoints.find("speech-7k"))
+    content = shallow.config.model_dump()
+    content["encoder"]["layers"] += 1
+    content["decoder"]["layers"] += 2
+    config = ModelConfig.model_validate(content)
+    deep = CodecModel(config).eval()
+    notes = start_from("speech-7k", deep, Discriminators(DiscriminatorConfig()))
+    assert "encoder.blocks.6.gamma" in notes[1]
+    audio = torch.from_numpy(soundfile.read(CLIP, dtype="float32")[0][None, :36_000])
+    with torch.inference_mode():
+        tokens = shallow.encode(audio)
+        assert torch.equal(deep.encode(audio), tokens)
+        assert torch.equal(deep.decode(tokens), shallow.decode(tokens))
+    # Nothing keeps the new blocks that way.
+    deep.train()(audio)[0].square().sum().backward()
+    assert deep.decoder.blocks[6].gamma.grad.abs().max() > 0
 
 
 def test_overrides_and_printed_configuration(run: Run, config: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from q2d2cli import checkpoints
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.codebook import pair_entropies
 from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LevelLoss, LinesLoss, MelLoss, PesqLoss
+from q2d2cli.models.blocks import ConvNeXtBlock
 from q2d2cli.models.model import CodecModel
 from q2d2cli.training import distill
 from q2d2cli.training.config import TrainConfig, difference
@@ -325,6 +326,9 @@ def has_bfloat16(device: torch.device) -> bool:
 def start_from(init: str, model: CodecModel, discriminators: Discriminators) -> list[str]:
     """Copy the weights of another model where names and shapes agree, discriminators too if it has them.
 
+    Blocks that the other model does not have begin as the identity where it has the blocks before them: a deeper model
+    starts as what it is made from.
+
     Returns:
         What was taken and what was not, a line each.
 
@@ -339,6 +343,10 @@ def start_from(init: str, model: CodecModel, discriminators: Discriminators) -> 
         raise UsageError(f"model {init!r} shares no weights with this configuration")
     model.load_state_dict(fitting, strict=False)
     new = [name for name in target if name not in fitting]
+    for name, module in model.named_modules():
+        stack, _, _ = name.rpartition(".")
+        if isinstance(module, ConvNeXtBlock) and f"{stack}.0.gamma" in fitting and f"{name}.gamma" not in fitting:
+            nn.init.zeros_(module.gamma)
     notes = [f"{len(fitting)} of {len(target)} weights from {checkpoint.config.name}"]
     if new:
         notes.append(f"new: {', '.join(new[:8])}{' and more' if len(new) > 8 else ''}")
