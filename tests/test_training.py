@@ -22,6 +22,7 @@ from q2d2cli.audio import Resampler
 from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LevelLoss, LinesLoss, MelLoss, PesqLoss, stft
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.models.model import CodecModel
+from q2d2cli.training.clip import clip_frames
 from q2d2cli.training.config import DataConfig, DiscriminatorConfig, read_config
 from q2d2cli.training.data import FileCorpus, FilesCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
@@ -35,6 +36,7 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     content = yaml.safe_load(config.read_text())
     content["data"]["crop_seconds"] = 0.4
     content["loss"] = {"pesq": 0.05, "lines": 0.1, "energy": 0.1}
+    content["optim"]["frame_clip"] = 2.0
     config.write_text(yaml.safe_dump(content))
     result = run("train", "-c", config, "-o", out)
     assert result.returncode == 0, result.stderr.decode()
@@ -116,6 +118,27 @@ def test_a_deeper_model_starts_as_the_one_it_is_made_from() -> None:
     # Nothing keeps the new blocks that way.
     deep.train()(audio)[0].square().sum().backward()
     assert deep.decoder.blocks[6].gamma.grad.abs().max() > 0
+
+
+def test_no_frame_has_more_than_its_share_of_the_gradient() -> None:
+    layer = torch.nn.Linear(3, 4)
+    clip_frames(layer, 2.0)
+    x, weights = torch.randn(2, 5, 3), torch.rand(2, 5, 4) + 0.5
+    weights[0, 0] *= 100
+    weights[1, 4] *= 0.01
+    output = layer(x)
+    assert torch.equal(output, torch.nn.functional.linear(x, layer.weight, layer.bias))
+    (output * weights).sum().backward()
+    median = weights.norm(dim=-1).median()
+    expected = weights.clone()
+    expected[0, 0] *= 2 * median / weights[0, 0].norm()
+    torch.testing.assert_close(layer.bias.grad, expected.sum((0, 1)))
+    torch.testing.assert_close(layer.weight.grad, torch.einsum("bti,btj->ij", expected, x))
+
+    # Hardly any frame has a gradient: those that have keep theirs.
+    layer.zero_grad()
+    layer(x)[0, 0].sum().backward()
+    assert layer.bias.grad.tolist() == [1.0] * 4
 
 
 def test_overrides_and_printed_configuration(run: Run, config: Path, tmp_path: Path) -> None:

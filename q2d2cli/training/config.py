@@ -83,6 +83,9 @@ class OptimConfig(Strict):
     final_lr: Fraction = 0.02
     """Learning rate at the end of the cosine, as a share of the peak."""
     grad_clip: PositiveFloat = 1.0
+    """Largest norm of the whole gradient."""
+    frame_clip: Weight = 0.0
+    """Largest norm of a frame's gradient at the decoder's last layer, in multiples of the median; 0 lets all pass."""
     ema_decay: Fraction = 0.998
 
 

@@ -21,6 +21,7 @@ from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LevelLoss, LinesLoss, Me
 from q2d2cli.models.blocks import ConvNeXtBlock
 from q2d2cli.models.model import CodecModel
 from q2d2cli.training import distill
+from q2d2cli.training.clip import clip_frames
 from q2d2cli.training.config import TrainConfig, difference
 from q2d2cli.training.discriminators import Discriminators, Judgements
 from q2d2cli.training.muon import Muon
@@ -79,6 +80,8 @@ class Trainer:
             module = getattr(self.model, part)
             # Also out of training mode: a vector quantizer's codebooks would move without gradients.
             module.requires_grad_(False).eval()
+        if config.optim.frame_clip:
+            clip_frames(self.model.decoder.head.out, config.optim.frame_clip)
         self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizers = self._make_optimizers()
