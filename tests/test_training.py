@@ -94,11 +94,27 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]) == (not name.startswith("decoder")), name
 
+    # Between two runs from the same weights: their mean, and the card says so.
+    mean = tmp_path / "mean" / "tiny"
+    result = run("export", second, mean, "--test", test, "--average-with", target)
+    assert result.returncode == 0, result.stderr.decode()
+    for name, tensor in checkpoints.read_safetensors(mean / "model.safetensors").items():
+        middle = (before[name].double() + after[name].double()) / 2
+        assert torch.allclose(tensor.double(), middle, rtol=2**-11, atol=2**-25), name
+    row = f"tiny `{checkpoints.find(str(target)).fingerprint().hex()}`"
+    assert row in (mean / "README.md").read_text()
+    assert "average" not in card
+
     # Another width: what fits is taken, and the rest is named.
     wider = ["--set", "model.decoder.hidden=48", "--set", "steps=2"]
     result = run("train", "-c", config, "-o", tmp_path / "third", "--init", target, *wider)
     assert result.returncode == 0, result.stderr.decode()
     assert "decoder.blocks.0.pwconv1.weight" in result.stderr.decode()
+    nothing = tmp_path / "none" / "tiny"
+    result = run("export", tmp_path / "third", nothing, "--test", test, "--average-with", target)
+    assert result.returncode == 2
+    assert "decoder.hidden is" in result.stderr.decode()
+    assert not nothing.exists()
 
 
 def test_a_deeper_model_starts_as_the_one_it_is_made_from() -> None:

@@ -35,6 +35,15 @@ def export(
     notes: Annotated[
         Path | None, typer.Option("--notes", help="Markdown for the card: data, licences, limits.", show_default=False)
     ] = None,
+    average_with: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--average-with",
+            metavar="MODEL",
+            help="Write the mean of the run's weights and this model's (name, folder or Hub id); can be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     with_discriminators: Annotated[
         bool, typer.Option("--with-discriminators", help="Also write the discriminators, for fine-tuning.")
     ] = False,
@@ -62,7 +71,7 @@ def export(
 
     check_metrics(METRICS)
     find_clips(test)
-    effort = copy(run, folder, with_discriminators)
+    effort = copy(run, folder, with_discriminators, average_with or [])
     specs = [f"q2d2:{folder}", *PEERS]
     measured = measure(test, METRICS, specs, limit=limit, out=scores, device=device, quiet=quiet)
     codecs = " ".join(f"-c {spec}" for spec in specs)

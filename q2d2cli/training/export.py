@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from q2d2cli import checkpoints
 from q2d2cli.errors import UsageError
@@ -14,7 +15,10 @@ from q2d2cli.evaluation.tables import by_codec, by_dataset
 from q2d2cli.files import atomic_output
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.training.config import CONFIG_NAME as RUN_CONFIG_NAME
-from q2d2cli.training.config import LOG_NAME, read_config
+from q2d2cli.training.config import LOG_NAME, difference, read_config
+
+if TYPE_CHECKING:
+    import torch
 
 CURVE_NAME = "validation.svg"
 """The run's validations, shown in the card."""
@@ -36,6 +40,8 @@ class Effort:
     """The lines of its log."""
     agreement: tuple[float, list[float]] | None = None
     """With a teacher: share of frames, and of each pair, with its codes, at the validation that chose the weights."""
+    averaged: tuple[str, ...] = ()
+    """Models its weights were averaged with, in words."""
 
 
 def read_effort(run: Path) -> Effort:
@@ -53,11 +59,19 @@ def read_effort(run: Path) -> Effort:
         raise UsageError(f"{run} holds no training run: name the --out folder of q2d2 train") from error
 
 
-def export(run: Path, folder: Path, with_discriminators: bool) -> Effort:
+def export(run: Path, folder: Path, with_discriminators: bool, average_with: Sequence[str] = ()) -> Effort:
     """Copy a run's best checkpoint and its configuration to `folder`; metrics and card follow with `describe`.
 
+    Args:
+        run: folder of the run.
+        folder: what to write, named as the model.
+        with_discriminators: also write the discriminators.
+        average_with: models (name, folder or Hub id) whose weights are averaged with the run's, each counting as
+            much as it. Of use for runs that began with the same weights (Wortsman et al. 2022, Model soups).
+
     Raises:
-        UsageError: if `run` holds none, or `folder` does not bear the model's name.
+        UsageError: if `run` holds none, `folder` does not bear the model's name, or one to average with is another
+            architecture.
         Q2D2Error: if the weights are damaged or cannot be written.
     """
     effort = read_effort(run)
@@ -71,12 +85,38 @@ def export(run: Path, folder: Path, with_discriminators: bool) -> Effort:
     judges = checkpoints.load_discriminators(run / "best") if with_discriminators else None
     if with_discriminators and judges is None:
         raise UsageError(f"{run} has no discriminators: leave --with-discriminators out")
-    checkpoints.save(folder, best.config, checkpoints.load(best).state_dict())
+    others = [checkpoints.find(name) for name in average_with]
+    state = average([best, *others])
+    averaged = tuple(f"{other.config.name} `{other.fingerprint().hex()}`" for other in others)
+    checkpoints.save(folder, best.config, state)
     with atomic_output(folder / RECIPE_NAME) as file:
         file.write(recipe)
     if judges is not None:
         checkpoints.save_discriminators(folder, judges)
-    return effort
+    return replace(effort, averaged=averaged)
+
+
+def average(members: Sequence[checkpoints.Checkpoint]) -> dict[str, torch.Tensor]:
+    """The mean of models' weights; what does not count in fractions is the first one's.
+
+    Raises:
+        UsageError: if they differ in architecture.
+    """
+    first = members[0]
+    mine = first.config.model_dump(mode="json")
+    for other in members[1:]:
+        if (change := difference({**other.config.model_dump(mode="json"), "name": mine["name"]}, mine)) is not None:
+            key, there, here = change
+            raise UsageError(
+                f"cannot average with {other.folder}: its {key} is {there}, the run's {here}; "
+                "name a model of the same architecture"
+            )
+    state = checkpoints.load(first).state_dict()
+    for other in members[1:]:
+        for name, tensor in checkpoints.load(other).state_dict().items():
+            if tensor.is_floating_point():
+                state[name] += tensor
+    return {name: tensor / len(members) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def describe(folder: Path, effort: Effort, measured: dict[str, Any], command: str, notes: str) -> None:
@@ -122,7 +162,7 @@ def model_card(
 | quantizer | {spec.kind} grids, levels {",".join(map(str, spec.levels))} |
 | audio | {config.sample_rate} Hz inside, one frame per {config.hop} samples; any rate in and out |
 | weights | {size / 1e6:.1f} MB, 16-bit safetensors, fingerprint `{own["identity"].removeprefix("q2d2:")}` |
-| training | {effort.steps} steps, {effort.minutes / 60:.1f} hours |{agreement_row(effort)}
+| training | {effort.steps} steps, {effort.minutes / 60:.1f} hours |{average_row(effort)}{agreement_row(effort)}
 
 ## Measured quality
 
@@ -151,6 +191,13 @@ Go on training from here, on this data or your own, with
 
 {notes.strip()}
 """
+
+
+def average_row(effort: Effort) -> str:
+    """One more row of the card's first table, if weights were averaged."""
+    if not effort.averaged:
+        return ""
+    return f"\n| average | mean of this run's weights and those of {', '.join(effort.averaged)} |"
 
 
 def agreement_row(effort: Effort) -> str:
