@@ -87,6 +87,8 @@ class OptimConfig(Strict):
     frame_clip: Weight = 0.0
     """Largest norm of a frame's gradient at the decoder's last layer, in multiples of the median; 0 lets all pass."""
     ema_decay: Fraction = 0.998
+    """Of the averaged weights, those that are validated and saved; at step `n` at most `(n + 1) / (n + 10)`, so that
+    the average spans about a ninth of the run until that is reached."""
 
 
 class LossConfig(Strict):
