@@ -96,14 +96,16 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
 
     # Between two runs from the same weights: their mean, and the card says so.
     mean = tmp_path / "mean" / "tiny"
-    result = run("export", second, mean, "--test", test, "--average-with", target)
+    result = run("export", second, mean, "--test", test, "--average-with", target, "--share", "0.25")
     assert result.returncode == 0, result.stderr.decode()
     for name, tensor in checkpoints.read_safetensors(mean / "model.safetensors").items():
-        middle = (before[name].double() + after[name].double()) / 2
+        middle = 0.25 * before[name].double() + 0.75 * after[name].double()
         assert torch.allclose(tensor.double(), middle, rtol=2**-11, atol=2**-25), name
-    row = f"tiny `{checkpoints.find(str(target)).fingerprint().hex()}`"
+    theirs = checkpoints.find(str(target)).fingerprint().hex()
+    row = f"| average | 75% the weights of this run, 25% those of tiny `{theirs}` |"
     assert row in (mean / "README.md").read_text()
-    assert "average" not in card
+    assert "| average |" not in card
+    assert run("export", second, mean, "--test", test, "--force", "--share", "0.25").returncode == 2
 
     # Another width: what fits is taken, and the rest is named.
     wider = ["--set", "model.decoder.hidden=48", "--set", "steps=2"]

@@ -44,6 +44,16 @@ def export(
             show_default=False,
         ),
     ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(
+            "--share",
+            min=0.0,
+            max=1.0,
+            help="What part of the mean is theirs, from 0 to 1; without it, each model counts as much as the run.",
+            show_default=False,
+        ),
+    ] = None,
     with_discriminators: Annotated[
         bool, typer.Option("--with-discriminators", help="Also write the discriminators, for fine-tuning.")
     ] = False,
@@ -59,6 +69,8 @@ def export(
 
     if (folder / CONFIG_NAME).exists() and not force:
         raise UsageError(f"{folder} already holds a model: use --force to overwrite it")
+    if share is not None and not average_with:
+        raise UsageError("--share is the part of other models in a mean: name them with --average-with")
     try:
         text = notes.read_text(encoding="utf-8") if notes else ""
     except (OSError, UnicodeDecodeError) as error:
@@ -71,7 +83,7 @@ def export(
 
     check_metrics(METRICS)
     find_clips(test)
-    effort = copy(run, folder, with_discriminators, average_with or [])
+    effort = copy(run, folder, with_discriminators, average_with or [], share)
     specs = [f"q2d2:{folder}", *PEERS]
     measured = measure(test, METRICS, specs, limit=limit, out=scores, device=device, quiet=quiet)
     codecs = " ".join(f"-c {spec}" for spec in specs)

@@ -40,8 +40,8 @@ class Effort:
     """The lines of its log."""
     agreement: tuple[float, list[float]] | None = None
     """With a teacher: share of frames, and of each pair, with its codes, at the validation that chose the weights."""
-    averaged: tuple[str, ...] = ()
-    """Models its weights were averaged with, in words."""
+    average: str = ""
+    """What the weights are a mean of, in words; empty if they are the run's own."""
 
 
 def read_effort(run: Path) -> Effort:
@@ -59,15 +59,22 @@ def read_effort(run: Path) -> Effort:
         raise UsageError(f"{run} holds no training run: name the --out folder of q2d2 train") from error
 
 
-def export(run: Path, folder: Path, with_discriminators: bool, average_with: Sequence[str] = ()) -> Effort:
+def export(
+    run: Path,
+    folder: Path,
+    with_discriminators: bool,
+    average_with: Sequence[str] = (),
+    share: float | None = None,
+) -> Effort:
     """Copy a run's best checkpoint and its configuration to `folder`; metrics and card follow with `describe`.
 
     Args:
         run: folder of the run.
         folder: what to write, named as the model.
         with_discriminators: also write the discriminators.
-        average_with: models (name, folder or Hub id) whose weights are averaged with the run's, each counting as
-            much as it. Of use for runs that began with the same weights (Wortsman et al. 2022, Model soups).
+        average_with: models (name, folder or Hub id) whose weights are averaged with the run's. Of use for models that
+            began with the same weights (Wortsman et al. 2022, Model soups).
+        share: of the mean that those have together, in (0, 1); None for as much each as the run.
 
     Raises:
         UsageError: if `run` holds none, `folder` does not bear the model's name, or one to average with is another
@@ -85,26 +92,30 @@ def export(run: Path, folder: Path, with_discriminators: bool, average_with: Seq
     judges = checkpoints.load_discriminators(run / "best") if with_discriminators else None
     if with_discriminators and judges is None:
         raise UsageError(f"{run} has no discriminators: leave --with-discriminators out")
-    others = [checkpoints.find(name) for name in average_with]
-    state = average([best, *others])
-    averaged = tuple(f"{other.config.name} `{other.fingerprint().hex()}`" for other in others)
+    state = checkpoints.load(best).state_dict()
+    if others := [checkpoints.find(name) for name in average_with]:
+        share = len(others) / (len(others) + 1) if share is None else share
+        names = " and ".join(f"{other.config.name} `{other.fingerprint().hex()}`" for other in others)
+        effort = replace(effort, average=f"{1 - share:.0%} the weights of this run, {share:.0%} those of {names}")
+        state = average(best, others, share)
     checkpoints.save(folder, best.config, state)
     with atomic_output(folder / RECIPE_NAME) as file:
         file.write(recipe)
     if judges is not None:
         checkpoints.save_discriminators(folder, judges)
-    return replace(effort, averaged=averaged)
+    return effort
 
 
-def average(members: Sequence[checkpoints.Checkpoint]) -> dict[str, torch.Tensor]:
-    """The mean of models' weights; what does not count in fractions is the first one's.
+def average(
+    first: checkpoints.Checkpoint, others: Sequence[checkpoints.Checkpoint], share: float
+) -> dict[str, torch.Tensor]:
+    """A mean of models' weights, of which `others` have `share`; what does not count in fractions is the first one's.
 
     Raises:
         UsageError: if they differ in architecture.
     """
-    first = members[0]
     mine = first.config.model_dump(mode="json")
-    for other in members[1:]:
+    for other in others:
         if (change := difference({**other.config.model_dump(mode="json"), "name": mine["name"]}, mine)) is not None:
             key, there, here = change
             raise UsageError(
@@ -112,11 +123,14 @@ def average(members: Sequence[checkpoints.Checkpoint]) -> dict[str, torch.Tensor
                 "name a model of the same architecture"
             )
     state = checkpoints.load(first).state_dict()
-    for other in members[1:]:
-        for name, tensor in checkpoints.load(other).state_dict().items():
-            if tensor.is_floating_point():
-                state[name] += tensor
-    return {name: tensor / len(members) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    counted = [tensor for tensor in state.values() if tensor.is_floating_point()]
+    for tensor in counted:
+        tensor *= 1 - share
+    for other in others:
+        theirs = [tensor for tensor in checkpoints.load(other).state_dict().values() if tensor.is_floating_point()]
+        for tensor, more in zip(counted, theirs, strict=True):
+            tensor += share / len(others) * more
+    return state
 
 
 def describe(folder: Path, effort: Effort, measured: dict[str, Any], command: str, notes: str) -> None:
@@ -195,9 +209,7 @@ Go on training from here, on this data or your own, with
 
 def average_row(effort: Effort) -> str:
     """One more row of the card's first table, if weights were averaged."""
-    if not effort.averaged:
-        return ""
-    return f"\n| average | mean of this run's weights and those of {', '.join(effort.averaged)} |"
+    return f"\n| average | {effort.average} |" if effort.average else ""
 
 
 def agreement_row(effort: Effort) -> str:
