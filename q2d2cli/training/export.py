@@ -92,12 +92,13 @@ def export(
     judges = checkpoints.load_discriminators(run / "best") if with_discriminators else None
     if with_discriminators and judges is None:
         raise UsageError(f"{run} has no discriminators: leave --with-discriminators out")
-    state = checkpoints.load(best).state_dict()
     if others := [checkpoints.find(name) for name in average_with]:
         share = len(others) / (len(others) + 1) if share is None else share
         names = " and ".join(f"{other.config.name} `{other.fingerprint().hex()}`" for other in others)
         effort = replace(effort, average=f"{1 - share:.0%} the weights of this run, {share:.0%} those of {names}")
         state = average(best, others, share)
+    else:
+        state = checkpoints.load(best).state_dict()
     checkpoints.save(folder, best.config, state)
     with atomic_output(folder / RECIPE_NAME) as file:
         file.write(recipe)
