@@ -18,6 +18,8 @@ PAYLOADS: tuple[Payload, ...] = ("packed", "robust")
 """Payload modes in the order of their codes: mixed radix, and a field of its own for every index."""
 MINORS: dict[Payload, int] = {"packed": 0, "robust": 1}
 """The first minor version with each payload mode; files carry the lowest that describes them."""
+MAX_RATE = 1_000_000
+"""Highest sample rate, Hz: what a crafted file may ask of a resampler; recordings of bats have half of it."""
 MAX_ROBUST_POINTS = 65536
 """Points of a pair that a robust payload can have: its labelling is a table."""
 
@@ -73,8 +75,8 @@ class Header:
         object.__setattr__(self, "version", max(self.version, (MAJOR, MINORS[self.payload])))
         limits = {
             "hop": (self.hop, 65535),
-            "sample_rate": (self.sample_rate, 2**32 - 1),
-            "original_rate": (self.original_rate, 2**32 - 1),
+            "sample_rate": (self.sample_rate, MAX_RATE),
+            "original_rate": (self.original_rate, MAX_RATE),
             "channels": (self.channels, 65535),
             "frames_per_block": (self.frames_per_block, 65535),
             "number of levels": (self.quantizer.dim, 255),

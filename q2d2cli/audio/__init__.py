@@ -1,0 +1,19 @@
+"""Audio files and pipes in and out, and resampling. Imports no torch."""
+
+from q2d2cli.audio.finding import AUDIO_SUFFIXES, audio_files
+from q2d2cli.audio.reading import AudioReader, read_mono, read_original
+from q2d2cli.audio.resampling import Resampler
+from q2d2cli.audio.writing import SoundFileWriter, WavWriter, open_sink, output_format
+
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "AudioReader",
+    "Resampler",
+    "SoundFileWriter",
+    "WavWriter",
+    "audio_files",
+    "open_sink",
+    "output_format",
+    "read_mono",
+    "read_original",
+]

@@ -1,0 +1,24 @@
+"""Sample rate conversion, streaming."""
+
+from __future__ import annotations
+
+import numpy as np
+import soxr
+
+
+class Resampler:
+    """Streaming sample rate conversion (soxr, high quality); the result does not depend on the block sizes."""
+
+    def __init__(self, rate_in: int, rate_out: int, channels: int) -> None:
+        self._channels = channels
+        self._stream = (
+            None if rate_in == rate_out else soxr.ResampleStream(rate_in, rate_out, channels, dtype="float32")
+        )
+
+    def push(self, samples: np.ndarray, last: bool = False) -> np.ndarray:
+        """`(channels, samples)` float32 in, what is ready of the output out; `last` flushes."""
+        if self._stream is None:
+            return samples
+        block = np.ascontiguousarray(samples.T, np.float32)
+        out = self._stream.resample_chunk(block[:, 0] if self._channels == 1 else block, last=last)
+        return out.reshape(-1, self._channels).T

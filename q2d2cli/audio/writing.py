@@ -1,0 +1,154 @@
+"""Writing audio: WAV to any file or pipe, other formats through libsndfile."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import soundfile
+
+from q2d2cli.errors import UsageError
+from q2d2cli.files import PIPE
+
+
+class SampleSink(Protocol):
+    """Where decoded audio goes."""
+
+    def write(self, samples: np.ndarray) -> None:
+        """Append `(channels, samples)` float32."""
+
+    def close(self) -> None:
+        """Finish the file."""
+
+
+class WavWriter:
+    """16-bit WAV to any binary file, a pipe included.
+
+    Args:
+        file: open for writing.
+        sample_rate: Hz.
+        channels: number of channels.
+        num_samples: samples per channel if known; otherwise the sizes in the header are written
+            on `close` where the file can be sought in, and say "until the end" where it cannot.
+    """
+
+    HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
+
+    def __init__(self, file: BinaryIO, sample_rate: int, channels: int, num_samples: int | None) -> None:
+        self._file, self._rate, self._channels = file, sample_rate, channels
+        self._declared, self._written = num_samples, 0
+        file.write(self._header(num_samples))
+
+    def _header(self, num_samples: int | None) -> bytes:
+        frame = 2 * self._channels
+        size = 0xFFFFFFFF if num_samples is None else min(num_samples * frame, 0xFFFFFFFF)
+        riff = min(size + 36, 0xFFFFFFFF)
+        rate = self._rate
+        return self.HEADER.pack(
+            b"RIFF", riff, b"WAVE", b"fmt ", 16, 1, self._channels, rate, rate * frame, frame, 16, b"data", size
+        )
+
+    def write(self, samples: np.ndarray) -> None:
+        """Append `(channels, samples)` float32; beyond full scale is clipped."""
+        self._written += samples.shape[1]
+        self._file.write((samples.T.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+
+    def close(self) -> None:
+        """Put the final sizes into the header."""
+        if self._written != self._declared and self._file.seekable():
+            self._file.seek(0)
+            self._file.write(self._header(self._written))
+            self._file.seek(0, os.SEEK_END)
+
+
+class SoundFileWriter:
+    """Any format libsndfile writes, to a file that can be sought in."""
+
+    def __init__(self, file: BinaryIO, sample_rate: int, channels: int, container: str) -> None:
+        self._guard = GuardedFile(file)
+        subtype = "OPUS" if container == "OPUS" else None
+        try:
+            self._sound = soundfile.SoundFile(
+                self._guard, "w", sample_rate, channels, format="OGG" if subtype else container, subtype=subtype
+            )
+        except (soundfile.LibsndfileError, ValueError, TypeError) as error:
+            self._guard.check()
+            raise UsageError(
+                f"{container} cannot hold {channels} channels at {sample_rate} Hz: choose another format, such as .wav"
+            ) from error
+
+    def write(self, samples: np.ndarray) -> None:
+        """Append `(channels, samples)` float32; beyond full scale is clipped."""
+        try:
+            self._sound.write(samples.T.clip(-1, 1))
+        except (soundfile.LibsndfileError, AssertionError):
+            self._guard.check()
+            raise
+        self._guard.check()
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._sound.close()
+        self._guard.check()
+
+
+class GuardedFile:
+    """A file for libsndfile's callbacks, which cannot raise: keeps the first error for `check`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the error that a callback met."""
+        if self._error:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        """As a file's."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._error = self._error or error
+            return 0
+
+    def read(self, size: int) -> bytes:
+        """As a file's."""
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """As a file's."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As a file's."""
+        return self._file.tell()
+
+
+def output_format(path: Path) -> str:
+    """libsndfile's name of the format that the suffix of `path` stands for.
+
+    Raises:
+        UsageError: if it stands for none.
+    """
+    suffix = path.suffix.lower().lstrip(".")
+    known = {"oga": "OGG", "opus": "OPUS", "aif": "AIFF"}
+    name = known.get(suffix, suffix.upper())
+    if suffix not in known and name not in soundfile.available_formats():
+        raise UsageError(
+            f"cannot write {path}: unknown audio format {path.suffix or 'without a suffix'!r}, use .wav or .flac"
+        )
+    return name
+
+
+def open_sink(
+    file: BinaryIO, path: Path, sample_rate: int, channels: int, num_samples: int | None
+) -> WavWriter | SoundFileWriter:
+    """A writer for the format of `path` into `file`; standard output gets WAV."""
+    name = "WAV" if path == PIPE or not path.suffix else output_format(path)
+    if name == "WAV":
+        return WavWriter(file, sample_rate, channels, num_samples)
+    return SoundFileWriter(file, sample_rate, channels, name)
