@@ -9,11 +9,16 @@ Needs a Debian or Ubuntu machine (`apt-get`, `dpkg-deb`), `ffmpeg` (for G.722 on
     data/speech/corpus.json                            minutes and files per speaker
 
 The split is by whole speakers. `valid` chooses checkpoints; `test` is only ever measured.
+
+`--generated FOLDER` adds generated speech: a folder a voice with its clips, and `meta-*.jsonl` with the text of each
+(what `synthesize.py` beside this file makes). A tenth of the voices goes to `valid` and a tenth to `test`, by a hash of
+their names, so that a voice is where it was however many come later; data/speech/texts.jsonl has what each clip says.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -61,12 +66,29 @@ VALID = {
 }
 
 
+GENERATED = "generated-"
+"""Before the names of generated voices."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """One source file and the speaker (or package and language) it belongs to."""
 
     source: Path
     speaker: str
+
+    @property
+    def split(self) -> str:
+        """Where it goes: train, valid or test."""
+        if self.speaker.startswith(GENERATED):
+            return voice_split(self.speaker.removeprefix(GENERATED))
+        return "test" if self.speaker in TEST else "valid" if self.speaker in VALID else "train"
+
+
+def voice_split(voice: str) -> str:
+    """Where a generated voice goes, by its name alone."""
+    tenth = hashlib.sha256(voice.encode()).digest()[0] % 10
+    return {0: "test", 1: "valid"}.get(tenth, "train")
 
 
 def fetch(folder: Path) -> None:
@@ -116,6 +138,14 @@ def clips(packages: Path) -> Iterator[Clip]:
             yield Clip(path, f"hedgewars-{path.parent.name}")
 
 
+def generated_clips(folder: Path) -> tuple[list[Clip], dict[Path, str]]:
+    """Every clip of generated speech, and the text of those that `meta-*.jsonl` tells of."""
+    sources = sorted(path for path in folder.glob("*/*") if path.suffix in {".opus", ".flac", ".ogg", ".wav"})
+    lines = [line for meta in sorted(folder.glob("meta-*.jsonl")) for line in meta.read_text("utf-8").splitlines()]
+    texts = {folder / entry["file"]: entry["text"] for entry in map(json.loads, lines)}
+    return [Clip(path, GENERATED + path.parent.name) for path in sources], texts
+
+
 def read(path: Path) -> tuple[np.ndarray, int]:
     """Mono float samples and sample rate of any source file."""
     if path.suffix == ".g722":
@@ -137,55 +167,68 @@ def trim(samples: np.ndarray, floor_db: float = -55.0, keep: float = 0.15) -> np
     return samples[max(0, loud[0] * window - margin) : (loud[-1] + 1) * window + margin]
 
 
-def convert(clip: Clip, out: Path, index: int) -> tuple[str, float]:
-    """Decode, resample, trim and write one clip; returns its speaker and its seconds."""
-    split = "test" if clip.speaker in TEST else "valid" if clip.speaker in VALID else "train"
-    target = out / split / clip.speaker / f"{index:06d}-{clip.source.stem}.flac"
+def convert(clip: Clip, target: Path) -> float:
+    """Decode, resample, trim and write one clip; returns its seconds, 0 if it is too short to keep."""
     if target.exists():
-        return clip.speaker, soundfile.info(target).duration
+        return soundfile.info(target).duration
     samples, rate = read(clip.source)
     samples = trim(soxr.resample(samples, rate, SAMPLE_RATE, quality="VHQ"))
     if len(samples) < 0.3 * SAMPLE_RATE:
-        return clip.speaker, 0.0
+        return 0.0
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     soundfile.write(partial, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
     partial.rename(target)
-    return clip.speaker, len(samples) / SAMPLE_RATE
+    return len(samples) / SAMPLE_RATE
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write the corpus to")
     parser.add_argument("--packages", type=Path, help="folder for the unpacked packages (default: OUT/packages)")
+    parser.add_argument("--generated", type=Path, action="append", default=[], help="folder of generated speech to add")
     arguments = parser.parse_args()
     packages = arguments.packages or arguments.out / "packages"
     fetch(packages)
 
-    sources = list(clips(packages))
-    speakers: dict[str, dict[str, float]] = {}
+    sources = [(clip, f"{index:06d}-{clip.source.stem}") for index, clip in enumerate(clips(packages))]
+    spoken: dict[Path, str] = {}
+    for folder in arguments.generated:
+        more, texts = generated_clips(folder)
+        if not more:
+            parser.error(f"no clips in folders below {folder}")
+        sources += [(clip, clip.source.stem) for clip in more]
+        spoken |= texts
+    targets = {Path(clip.split, clip.speaker, f"{name}.flac"): clip for clip, name in sources}
+    if len(targets) < len(sources):
+        parser.error("two folders of generated speech have the same voice: leave one out")
+    text_lines: list[str] = []
+    speakers: dict[tuple[str, str], dict[str, float]] = {}
     failed = 0
     with ProcessPoolExecutor() as pool:
-        jobs = [(clip, pool.submit(convert, clip, arguments.out, i)) for i, clip in enumerate(sources)]
-        for done, (clip, job) in enumerate(jobs, 1):
+        jobs = [(clip, target, pool.submit(convert, clip, arguments.out / target)) for target, clip in targets.items()]
+        for done, (clip, target, job) in enumerate(jobs, 1):
             try:
-                speaker, seconds = job.result()
+                seconds = job.result()
             except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
                 print(f"skipped {clip.source}: {error}", file=sys.stderr)
                 failed += 1
                 continue
-            entry = speakers.setdefault(speaker, {"files": 0, "minutes": 0.0})
+            entry = speakers.setdefault((clip.split, clip.speaker), {"files": 0, "minutes": 0.0})
             if seconds:
                 entry["files"] += 1
                 entry["minutes"] += seconds / 60
+                if clip.source in spoken:
+                    text_lines.append(json.dumps({"file": target.as_posix(), "text": spoken[clip.source]}) + "\n")
             if done % 500 == 0:
                 print(f"{done}/{len(sources)} files", flush=True)
 
     summary: dict[str, dict[str, dict[str, float]]] = {"train": {}, "valid": {}, "test": {}}
-    for speaker, entry in sorted(speakers.items()):
-        split = "test" if speaker in TEST else "valid" if speaker in VALID else "train"
+    for (split, speaker), entry in sorted(speakers.items()):
         summary[split][speaker] = {"files": entry["files"], "minutes": round(entry["minutes"], 1)}
     (arguments.out / "corpus.json").write_text(json.dumps(summary, indent=1) + "\n")
+    if text_lines:
+        (arguments.out / "texts.jsonl").write_text("".join(text_lines))
     for split, entries in summary.items():
         minutes = sum(e["minutes"] for e in entries.values())
         print(f"{split}: {minutes:.0f} minutes, {len(entries)} speakers or groups")

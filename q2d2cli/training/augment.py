@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+import soundfile
 import torch
 import torchaudio
 from torch import Tensor
 
 from q2d2cli.training.config import DataConfig
+from q2d2cli.training.rooms import responses
 
 QUIET_RMS = 3e-3
 """Noise is set against at least this, so that pauses get some too."""
@@ -15,10 +19,12 @@ SPEEDS = range(16, 26)
 """In twentieths: from 0.8 to 1.25."""
 SPEED_MARGIN = 8
 """Samples left out at either end, where the resampler's filter is not whole."""
+MP3_DELAY = 1105
+"""Samples by which LAME and its decoder are late at constant bit rates."""
 
 
 def augment(batch: Tensor, config: DataConfig, sample_rate: int, seeds: np.ndarray) -> Tensor:
-    """Change random crops of a batch: tones instead of speech, another tilt, a narrower band, noise.
+    """Change random crops of a batch: tones instead of speech, a room, another tilt, a narrower band, noise, coding.
 
     Args:
         batch: `(count, length)` float32.
@@ -28,15 +34,24 @@ def augment(batch: Tensor, config: DataConfig, sample_rate: int, seeds: np.ndarr
 
     Returns:
         A batch of the same shape.
+
+    Raises:
+        UsageError: if the package that simulates rooms is missing.
     """
-    if not (config.noise or config.band or config.tones or config.tilt):
+    if not (config.noise or config.band or config.tones or config.tilt or config.room or config.coded):
         return batch
     rows = []
     for crop, seed in zip(batch, seeds, strict=True):
         rng = np.random.default_rng(seed)
         choices = rng.random(4)
+        # Of their own, so that the augmentations above them draw what they drew before these came.
+        later = np.random.default_rng([seed, 2])
+        in_room, is_coded = later.random(2) < (config.room, config.coded)
         if choices[0] < config.tones:
             crop = torch.from_numpy(tones(len(crop), sample_rate, rng)).to(batch.device)
+        if in_room:
+            rooms = responses(sample_rate)
+            crop = heard_in(crop, torch.from_numpy(rooms[later.integers(len(rooms))]).to(batch.device))
         if choices[3] < config.tilt:
             tilted = filtered(crop, tilt(len(crop), sample_rate, rng))
             crop = tilted * (crop.square().mean() / tilted.square().mean().clamp(min=1e-12)).sqrt()
@@ -45,6 +60,8 @@ def augment(batch: Tensor, config: DataConfig, sample_rate: int, seeds: np.ndarr
         if choices[2] < config.noise:
             hiss = torch.from_numpy(noise(len(crop), sample_rate, rng)).to(batch.device)
             crop = crop + hiss * crop.square().mean().sqrt().clamp(min=QUIET_RMS) * 10 ** (-rng.uniform(0, 30) / 20)
+        if is_coded:
+            crop = torch.from_numpy(coded(crop.cpu().numpy(), sample_rate, later)).to(batch.device)
         rows.append(crop)
     return torch.stack(rows)
 
@@ -79,6 +96,33 @@ def change_speed(batch: Tensor, length: int, share: float, seeds: np.ndarray) ->
 def filtered(crop: Tensor, gains: Tensor) -> Tensor:
     """`(length,)` samples with `gains` put on the bins of their spectrum."""
     return torch.fft.irfft(torch.fft.rfft(crop) * gains.to(crop), len(crop))
+
+
+def heard_in(crop: Tensor, response: Tensor) -> Tensor:
+    """`(length,)` samples in the room of that response, at the level they had; no sound comes later or earlier."""
+    size = len(crop) + len(response) - 1
+    heard = torch.fft.irfft(torch.fft.rfft(crop, size) * torch.fft.rfft(response, size), size)[: len(crop)]
+    return heard * (crop.square().mean() / heard.square().mean().clamp(min=1e-12)).sqrt()
+
+
+def coded(crop: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """`(length,)` float32 after MP3 (17 to 35 kbit/s) or Opus (6 to 26 kbit/s), as libsndfile has them.
+
+    At sample rates that MP3 or Opus does not have nothing is changed.
+    """
+    opus = rng.random() < 0.5
+    # As the level goes from 0 to 1, libsndfile puts Opus at 256 to 6 kbit/s, and MP3 at its highest rate to its lowest.
+    level = rng.uniform(0.92, 1.0) if opus else rng.uniform(0.84, 0.95)
+    how = {"format": "OGG", "subtype": "OPUS"} if opus else {"format": "MP3", "bitrate_mode": "CONSTANT"}
+    peak = max(1.0, float(np.abs(crop).max()))
+    file = io.BytesIO()
+    try:
+        soundfile.write(file, crop / peak, sample_rate, compression_level=level, **how)
+    except (soundfile.LibsndfileError, ValueError):
+        return crop
+    file.seek(0)
+    samples = soundfile.read(file, dtype="float32")[0][0 if opus else MP3_DELAY :][: len(crop)]
+    return np.pad(samples * np.float32(peak), (0, len(crop) - len(samples)))
 
 
 def noise(length: int, sample_rate: int, rng: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,7 @@ CONFIG_NAME = "config.yaml"
 """What ran, in its folder: the whole configuration."""
 LOG_NAME = "log.jsonl"
 """Log of a run: one JSON object per line."""
-AUGMENTATIONS = ("noise", "band", "tilt", "speed", "tones")
+AUGMENTATIONS = ("noise", "band", "tilt", "speed", "tones", "room", "coded")
 """Keys of `data` that change what is in a crop."""
 PESQ_SECONDS = 0.35
 """PESQ pools over 20 frames, 0.34 s."""
@@ -62,6 +62,10 @@ class DataConfig(Strict):
     """Share of crops played faster or slower (0.8 to 1.25), as of speakers with other voices."""
     tones: Fraction = 0.0
     """Share of crops replaced by notes, so that beeps and music do not vanish."""
+    room: Fraction = 0.0
+    """Share of crops heard in simulated rooms, near to the microphone or far from it."""
+    coded: Fraction = 0.0
+    """Share of crops that went through MP3 or Opus at low bit rates."""
 
     def unaugmented(self) -> DataConfig:
         """The same, but crops stay what was recorded, at random levels: what validations of any run can share."""

@@ -1,0 +1,94 @@
+"""The recipe of the speech models in examples/speech: the corpus that its scripts lay out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from conftest import ROOT
+
+SCRIPTS = ROOT / "examples" / "speech"
+sys.path.insert(0, str(SCRIPTS))
+
+import prepare  # noqa: E402 - a script beside the recipe, no package
+
+VOICES = ("kncrfuq", "kaeehsg", "kajhqhb", "kajuznj", "kakzycc", "kampsrn", "kanptqd", "kauuxdd", "kawtvtt", "kazzyrf")
+
+
+EXPECTED = ["valid", "test", "train", "train", "train", "train", "train", "valid", "train", "train"]
+
+
+def voices_of(split: str, count: int) -> list[str]:
+    """Names of voices that go there."""
+    return [name for name in (f"voice-{i}" for i in range(1000)) if prepare.voice_split(name) == split][:count]
+
+
+def generate(folder: Path, voices: list[str], clip: tuple[np.ndarray, int]) -> None:
+    """A folder as synthesize.py leaves it."""
+    with (folder / "meta-0.jsonl").open("a", encoding="utf-8") as meta:
+        for voice in voices:
+            (folder / voice).mkdir()
+            for number in range(2):
+                name = f"{voice}/{number:02d}.opus"
+                soundfile.write(folder / name, clip[0][:24_000], 24_000, format="OGG", subtype="OPUS")
+                meta.write(json.dumps({"file": name, "text": f"“{voice}” says {number}", "seconds": 1.0}) + "\n")
+
+
+def test_a_fixed_tenth_of_the_voices_goes_to_each_of_valid_and_test() -> None:
+    names = [f"{a}{b}{c}" for a in "klmnp" for b in "aeiou" for c in range(40)]
+    splits = [prepare.voice_split(name) for name in names]
+    assert 0.07 < splits.count("test") / len(names) < 0.13
+    assert 0.07 < splits.count("valid") / len(names) < 0.13
+    # Where a voice is must never change: models are tested on voices that they have not heard.
+    assert [prepare.voice_split(name) for name in VOICES] == EXPECTED
+
+
+def test_generated_speech_is_laid_out_by_voice_and_stays_where_it_is(
+    tmp_path: Path, clip: tuple[np.ndarray, int]
+) -> None:
+    packages, generated, out = (tmp_path / name for name in ("packages", "generated", "out"))
+    for package in prepare.PACKAGES:
+        (packages / package).mkdir(parents=True)
+    generated.mkdir()
+    command = [sys.executable, SCRIPTS / "prepare.py", out, "--packages", packages, "--generated", generated]
+    nothing = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert nothing.returncode == 2
+    assert "no clips" in nothing.stderr
+
+    generate(generated, [voices_of(split, 1)[0] for split in ("train", "valid", "test")], clip)
+    subprocess.run(command, check=True, capture_output=True)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.flac")}
+    assert {path.parts[-3] for path in before} == {"train", "valid", "test"}
+    for path in before:
+        assert path.parent.name.removeprefix("generated-") in voices_of(path.parts[-3], 1)
+        assert soundfile.info(path).samplerate == prepare.SAMPLE_RATE
+    texts = [json.loads(line) for line in (out / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {out / entry["file"] for entry in texts} == set(before)
+    assert all(Path(entry["file"]).parts[1].removeprefix("generated-") in entry["text"] for entry in texts)
+
+    generate(generated, voices_of("train", 3)[1:] + voices_of("test", 2)[1:], clip)
+    subprocess.run(command, check=True, capture_output=True)
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*.flac")}
+    assert len(after) == len(before) + 6
+    assert {path: after[path] for path in before} == before
+    summary = json.loads((out / "corpus.json").read_text())
+    assert sorted(len(summary[split]) for split in ("train", "valid", "test")) == [1, 2, 3]
+
+
+def test_the_same_voice_twice_is_refused(tmp_path: Path, clip: tuple[np.ndarray, int]) -> None:
+    packages = tmp_path / "packages"
+    for package in prepare.PACKAGES:
+        (packages / package).mkdir(parents=True)
+    command = [sys.executable, SCRIPTS / "prepare.py", tmp_path / "out", "--packages", packages]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        generate(tmp_path / name, ["same"], clip)
+        command += ["--generated", tmp_path / name]
+    result = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert result.returncode == 2
+    assert "the same voice" in result.stderr
+    assert not (tmp_path / "out").exists()
