@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +17,14 @@ from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output
 from q2d2cli.models.model import CodecModel
+from q2d2cli.passes import run_alone, side_by_side
 from q2d2cli.quantizers.base import indices_to_tokens, tokens_to_indices
 from q2d2cli.search import Search
 
 CHUNK_SECONDS = 10.0
+PASS_SECONDS = 5.0
+"""About how much audio goes through a network at once. Cutting at the same frames whatever the chunks makes the results
+the same bit by bit."""
 BLOCK_SECONDS = 1.0
 """About how much audio a block of a .q2d file holds."""
 
@@ -197,7 +201,7 @@ class Codec:
             waveform: `(samples,)` or `(channels, samples)`, floating point, full scale is +-1.
                 Each channel is coded alone.
             sample_rate: its rate, Hz; any.
-            chunk_seconds: audio per pass of the network; None for all at once. The tokens do not
+            chunk_seconds: audio that is handled at once; None for all. The tokens do not
                 depend on it, unless they are searched.
             effort: rounds of a search for better tokens, through the decoder (`q2d2cli.search`);
                 each takes several times as long as encoding without. 0 takes what the encoder gives.
@@ -225,12 +229,94 @@ class Codec:
         parts = [*encoder.push(samples.float().numpy()), *encoder.finish()]
         return Tokens(torch.from_numpy(np.concatenate(parts, axis=1)), header)
 
+    def encode_batch(
+        self, waveforms: Tensor, lengths: Tensor | Sequence[int] | None = None, sample_rate: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encode several clips of different lengths.
+
+        Each clip gets the tokens that `encode` gives it alone, bit by bit: whatever the others are, their number and
+        order, the padding, and the number of threads. Clips are spread over the processor's threads, where `encode`
+        gives one thread to every five seconds of its clip, so that batches of short clips are faster than a loop.
+
+        Args:
+            waveforms: `(batch, samples)` floating point, full scale is +-1; anything after a clip's end.
+            lengths: `(batch,)` samples of each clip, from 1 to `samples`; all of them if None.
+            sample_rate: of the clips, Hz; the model's if None.
+
+        Returns:
+            `(batch, frames, pairs)` int64 indices on the device of `waveforms`, -1 after a clip's end, and
+            `(batch,)` int64 frames of each clip, there too.
+
+        Raises:
+            ValueError: if a shape, type or length does not fit; names the clip.
+            Q2D2Error: if a clip holds NaN or infinity; names the clip.
+        """
+        if waveforms.ndim != 2 or not waveforms.is_floating_point():
+            raise ValueError(
+                f"waveforms have shape {tuple(waveforms.shape)} and type {waveforms.dtype}: "
+                "expected floating point, (batch, samples)"
+            )
+        counts = batch_lengths(lengths, waveforms.shape, "samples", least=1)
+        audio, rate = waveforms.detach().float().cpu(), sample_rate or self.sample_rate
+
+        def one(number: int) -> Tensor:
+            try:
+                return self.encode(audio[number, : counts[number]], rate).indices[0]
+            except Q2D2Error as error:
+                raise type(error)(f"clip {number} of the batch: {error}") from error
+
+        return join_batch(side_by_side(one, len(counts)), (self.quantizer.num_indices,), -1, waveforms.device)
+
+    def decode_batch(
+        self,
+        indices: Tensor,
+        frames: Tensor | Sequence[int] | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        sample_rate: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode several clips of different lengths, each exactly as `decode` does it alone.
+
+        Args:
+            indices: `(batch, frames, pairs)` int64; anything after a clip's end.
+            frames: `(batch,)` frames of each clip; all of them if None.
+            lengths: `(batch,)` samples of each clip at `sample_rate`; all that the frames hold if None.
+            sample_rate: of the result, Hz; the model's if None.
+
+        Returns:
+            `(batch, samples)` float32 on the device of `indices`, zeros after a clip's end, and `(batch,)` int64
+            samples of each clip, there too.
+
+        Raises:
+            ValueError: if a shape, a length or an index does not fit; names the clip.
+        """
+        if indices.ndim != 3 or indices.is_floating_point():
+            raise ValueError(f"indices have shape {tuple(indices.shape)}: expected integers, (batch, frames, pairs)")
+        counts = batch_lengths(frames, indices.shape, "frames")
+        rate, codes = sample_rate or self.sample_rate, indices.long().cpu()
+        held = [count * self.config.hop * rate // self.sample_rate for count in counts]
+        samples = held if lengths is None else batch_lengths(lengths, (len(counts), max(held, default=0)), "samples")
+
+        def one(number: int) -> Tensor:
+            if samples[number] > held[number]:
+                raise ValueError(
+                    f"clip {number} of the batch: {counts[number]} frames hold {held[number]} samples, "
+                    f"fewer than {samples[number]}"
+                )
+            header = self.header(rate, 1, samples[number])
+            used = codes[number : number + 1, : min(counts[number], header.frames_for(samples[number]))]
+            try:
+                return self.decode(Tokens(used, header))[0]
+            except ValueError as error:
+                raise ValueError(f"clip {number} of the batch: {error}") from error
+
+        return join_batch(side_by_side(one, len(counts)), (), 0, indices.device)
+
     def decode(self, tokens: Tokens, chunk_seconds: float | None = CHUNK_SECONDS) -> Tensor:
         """Decode to a waveform of the original's rate, channel count and exact length.
 
         Args:
             tokens: from `encode`, `Tokens.load` or `tokens`.
-            chunk_seconds: audio per pass of the network; None for all at once.
+            chunk_seconds: audio that is handled at once; None for all.
 
         Returns:
             `(channels, samples)` float32 on the CPU.
@@ -287,7 +373,7 @@ class StreamEncoder:
         codec: the model.
         sample_rate: of the audio pushed, Hz.
         channels: of the audio pushed.
-        chunk_seconds: audio per pass of the network; None for all at once.
+        chunk_seconds: audio that is handled at once; None for all.
         effort: as `Codec.encode` takes it.
         on_progress: called with the seconds encoded so far, after each chunk and each round of a search.
     """
@@ -309,6 +395,7 @@ class StreamEncoder:
         self._search = Search(codec.model, effort, self._report) if effort else None
         self._context = codec.model.encoder_context if self._search is None else self._search.context
         self._chunk = chunk_frames(codec, chunk_seconds, self._context)
+        self._most = 1 if self._search is not None else chunks_at_once(codec, self._chunk)
         self._buffer = np.empty((channels, 0), np.float32)
         self._known = torch.empty(channels, 0, codec.quantizer.num_indices, dtype=torch.int64)
         self._buffer_frame = self._next_frame = self._end = self._pushed = 0
@@ -319,10 +406,10 @@ class StreamEncoder:
         self._pushed += samples.shape[1]
         self._append(self._resampler.push(samples))
         while self._chunk is not None:
-            end = self._next_frame + self._chunk
-            if self._buffer_end() < end + (self._context or 0):
+            ready = (self._buffer_end() - (self._context or 0) - self._next_frame) // self._chunk
+            if ready < 1:
                 return
-            yield self._run(end)
+            yield self._run(self._next_frame + min(ready, self._most) * self._chunk)
 
     def finish(self) -> Iterator[np.ndarray]:
         """The remaining frames; in all there are `Header.frames_for` of them."""
@@ -358,18 +445,43 @@ class StreamEncoder:
     def _run(self, end: int) -> np.ndarray:
         """Encode frames `next_frame ... end`."""
         context, self._end = self._context or 0, end
-        stop = min(end + context, self._buffer_end())
-        audio = torch.from_numpy(self._buffer[:, : (stop - self._buffer_frame) * self._hop])
-        found = self.network(audio.to(self._codec.device)).cpu()[:, : end - self._buffer_frame]
-        new = found[:, self._next_frame - self._buffer_frame :]
+        keep = context_start(self._codec, end, context)
+        if self._search is None:
+            new = self._run_passes(end, context)
+        else:
+            stop = min(end + context, self._buffer_end())
+            found = self.network(self._audio(self._buffer_frame, stop)).cpu()[:, : end - self._buffer_frame]
+            new = found[:, self._next_frame - self._buffer_frame :]
+            self._known = found[:, keep - self._buffer_frame :]
         self._report(1.0)
         self._next_frame = end
-        keep = context_start(self._codec, end, context)
-        if self._search is not None:
-            self._known = found[:, keep - self._buffer_frame :]
         self._buffer = self._buffer[:, (keep - self._buffer_frame) * self._hop :]
         self._buffer_frame = keep
         return new.numpy()
+
+    def _run_passes(self, end: int, context: int) -> Tensor:
+        """Encode frames `next_frame ... end`, each channel alone."""
+        spans = pass_spans(self._codec, self._next_frame, end, self._context)
+        starts = [context_start(self._codec, begin, context) for begin, _ in spans]
+        audio = [
+            self._audio(start, min(stop + context, self._buffer_end()), channel)
+            for (_, stop), start in zip(spans, starts, strict=True)
+            for channel in range(self._channels)
+        ]
+        found = run_alone(self.network, audio)
+        pieces = []
+        for number, ((begin, stop), start) in enumerate(zip(spans, starts, strict=True)):
+            rows = found[number * self._channels : (number + 1) * self._channels]
+            pieces.append(torch.cat(rows)[:, begin - start : stop - start])
+        return torch.cat(pieces, dim=1).cpu()
+
+    def _audio(self, begin: int, end: int, channel: int | None = None) -> Tensor:
+        """Samples of frames `begin ... end` on the device, `(channels, samples)`; of one channel if one is named."""
+        rows = slice(None) if channel is None else slice(channel, channel + 1)
+        first = self._buffer_frame
+        return torch.from_numpy(self._buffer[rows, (begin - first) * self._hop : (end - first) * self._hop].copy()).to(
+            self._codec.device
+        )
 
 
 class StreamDecoder:
@@ -378,7 +490,7 @@ class StreamDecoder:
     Args:
         codec: the model.
         header: of the indices; decides the output's rate.
-        chunk_seconds: audio per pass of the network; None for all at once.
+        chunk_seconds: audio that is handled at once; None for all.
 
     Raises:
         Q2D2Error: if `header` belongs to another model or other weights.
@@ -391,6 +503,7 @@ class StreamDecoder:
         self._channels = header.channels
         self._context = codec.model.decoder_context
         self._chunk = chunk_frames(codec, chunk_seconds, self._context)
+        self._most = chunks_at_once(codec, self._chunk)
         self._buffer = np.empty((header.channels, 0, codec.quantizer.num_indices), np.int64)
         self._buffer_frame = self._next_frame = self._emitted = 0
 
@@ -401,9 +514,11 @@ class StreamDecoder:
         """
         self._buffer = np.concatenate([self._buffer, indices], axis=1)
         while self._chunk is not None:
-            end = self._next_frame + self._chunk
-            if self._buffer_frame + self._buffer.shape[1] < end + max(self._context or 0, 2):
+            frames = self._buffer_frame + self._buffer.shape[1]
+            ready = (frames - max(self._context or 0, 2) - self._next_frame) // self._chunk
+            if ready < 1:
                 return
+            end = self._next_frame + min(ready, self._most) * self._chunk
             yield self._emit(self._resampler.push(self._run(end)))
 
     def finish(self, num_samples: int) -> Iterator[np.ndarray]:
@@ -424,16 +539,56 @@ class StreamDecoder:
 
     def _run(self, end: int) -> np.ndarray:
         """Decode frames `next_frame ... end`."""
-        context, hop = self._context or 0, self._codec.config.hop
-        stop = min(end + context, self._buffer_frame + self._buffer.shape[1])
-        indices = torch.from_numpy(self._buffer[:, : stop - self._buffer_frame])
-        audio = self._codec.model.decode(indices.to(self._codec.device)).float().cpu().numpy()
-        audio = audio[:, (self._next_frame - self._buffer_frame) * hop : (end - self._buffer_frame) * hop]
+        context, first, hop = self._context or 0, self._buffer_frame, self._codec.config.hop
+        spans = pass_spans(self._codec, self._next_frame, end, self._context)
+        starts = [context_start(self._codec, begin, context) for begin, _ in spans]
+        indices = [
+            torch.from_numpy(self._buffer[channel : channel + 1, start - first : stop + context - first].copy())
+            for (_, stop), start in zip(spans, starts, strict=True)
+            for channel in range(self._channels)
+        ]
+        found = run_alone(self._codec.model.decode, [part.to(self._codec.device) for part in indices])
+        pieces = []
+        for number, ((begin, stop), start) in enumerate(zip(spans, starts, strict=True)):
+            rows = found[number * self._channels : (number + 1) * self._channels]
+            pieces.append(torch.cat(rows)[:, (begin - start) * hop : (stop - start) * hop])
+        audio = torch.cat(pieces, dim=1).float().cpu().numpy()
         self._next_frame = end
         keep = context_start(self._codec, end, context)
         self._buffer = self._buffer[:, keep - self._buffer_frame :]
         self._buffer_frame = keep
         return audio
+
+
+def batch_lengths(lengths: Tensor | Sequence[int] | None, shape: Sequence[int], unit: str, least: int = 0) -> list[int]:
+    """Checked lengths of the clips of a batch whose tensor has this shape.
+
+    Raises:
+        ValueError: if there are not as many as clips, or one is below `least` or beyond the tensor's end.
+    """
+    batch, longest = shape[:2]
+    if lengths is None:
+        counts = [longest] * batch
+    else:
+        values = torch.as_tensor(lengths)
+        if values.shape != (batch,) or values.is_floating_point():
+            raise ValueError(f"lengths have shape {tuple(values.shape)}: expected {batch} integers, one for each clip")
+        counts = values.tolist()
+    for number, count in enumerate(counts):
+        if not least <= count <= longest:
+            raise ValueError(f"clip {number} of the batch has length {count}: expected {least} to {longest} {unit}")
+    return counts
+
+
+def join_batch(clips: list[Tensor], rest: tuple[int, ...], fill: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Clips of shape `(length, *rest)` as one tensor `(batch, longest, *rest)` filled up, and their lengths."""
+    lengths = torch.tensor([len(clip) for clip in clips], dtype=torch.int64)
+    if not clips:
+        return torch.empty(0, 0, *rest, device=device), lengths.to(device)
+    joined = clips[0].new_full((len(clips), int(lengths.max()), *rest), fill)
+    for row, clip in zip(joined, clips, strict=True):
+        row[: len(clip)] = clip
+    return joined.to(device), lengths.to(device)
 
 
 def with_payload(header: Header, payload: Payload) -> Header:
@@ -452,7 +607,25 @@ def chunk_frames(codec: Codec, seconds: float | None, context: int | None) -> in
     """Frames per pass of the network; None for all at once."""
     if seconds is None or context is None:
         return None
-    return max(1, round(seconds * codec.frame_rate))
+    frames, size = max(1, round(seconds * codec.frame_rate)), pass_frames(codec)
+    return frames if frames < size else round(frames / size) * size
+
+
+def chunks_at_once(codec: Codec, chunk: int | None) -> int:
+    """How many chunks that are there already are worth taking together: whole passes that keep all threads busy."""
+    size = pass_frames(codec)
+    return 1 if chunk is None or chunk < size else max(1, torch.get_num_threads() * size // chunk)
+
+
+def pass_frames(codec: Codec) -> int:
+    """Frames that go through a network at once, whole inner frames of them."""
+    return max(1, round(PASS_SECONDS * codec.frame_rate / codec.model.alignment)) * codec.model.alignment
+
+
+def pass_spans(codec: Codec, begin: int, end: int, context: int | None) -> list[tuple[int, int]]:
+    """Where each pass over frames `begin ... end` begins and ends; one if the network must see everything."""
+    size = end - begin if context is None else pass_frames(codec)
+    return [(start, min(start + size, end)) for start in range(begin, end, max(1, size))]
 
 
 def chunk_end(begin: int, frames: int, chunk: int | None) -> int:
