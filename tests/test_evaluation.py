@@ -59,7 +59,7 @@ def test_pesq_and_stoi_are_the_libraries(pair: tuple[np.ndarray, np.ndarray]) ->
     from pesq import pesq
     from pystoi import stoi
 
-    scores = score(["pesq", "stoi"], *pair, RATE)
+    scores = score(["pesq", "stoi"], *pair, RATE).values
     assert scores["pesq"] == pytest.approx(pesq(RATE, *pair, "wb"), abs=1e-6)
     assert scores["stoi"] == pytest.approx(stoi(*pair, RATE), abs=1e-6)
 
@@ -140,7 +140,8 @@ def test_dnsmos_hears_noise(pair: tuple[np.ndarray, np.ndarray]) -> None:
 
 def test_long_signals_are_scored_in_pieces(pair: tuple[np.ndarray, np.ndarray]) -> None:
     long = [np.tile(x, 20) for x in pair]  # a minute
-    assert score(["pesq"], *long, RATE)["pesq"] == pytest.approx(score(["pesq"], *pair, RATE)["pesq"], abs=0.4)
+    short, whole = (score(["pesq"], *signals, RATE).values["pesq"] for signals in (pair, long))
+    assert whole == pytest.approx(short, abs=0.4)
 
 
 @pytest.mark.parametrize("length", [0, 100, 3000])
@@ -151,7 +152,7 @@ def test_metrics_are_undefined_rather_than_wrong_on_short_or_silent_signals(leng
 
 
 def test_summaries() -> None:
-    assert summarize([1.0, None, 3.0]) == {"mean": 2.0, "interval95": pytest.approx(1.96, abs=1e-4), "n": 2}
+    assert summarize([1.0, None, 3.0]) == {"mean": 2.0, "interval95": pytest.approx(12.7062, abs=1e-4), "n": 2}
     assert summarize([None]) == {"mean": None, "interval95": None, "n": 0}
 
 
@@ -188,7 +189,7 @@ def test_external_codecs_come_back_in_time(spec: str, kbps: tuple[float, float])
     assert result.payload_bits is not None
     assert kbps[0] < result.payload_bits / 1000 / (len(speech) / rate) < kbps[1]
     # A delay of a frame would cost them more than this.
-    assert score(["stoi"], speech, result.audio, rate)["stoi"] > 0.85
+    assert score(["stoi"], speech, result.audio, rate).values["stoi"] > 0.85
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
@@ -381,7 +382,7 @@ def test_pairs_of_folders(run: Run, corpus: Path, tmp_path: Path) -> None:
     assert data["codecs"][0]["files"] == 3
     assert data["codecs"][0]["datasets"]["all"]["pesq"] == {
         "mean": pytest.approx(4.64, abs=0.02),
-        "interval95": pytest.approx(0, abs=0.02),
+        "interval95": pytest.approx(0, abs=0.1),  # two values: 12.7 standard errors
         "n": 2,
     }
     lines = result.stderr.decode()

@@ -58,7 +58,8 @@ def evaluate(
         str,
         typer.Option(
             "--metrics",
-            help="Comma-separated: utmos, dnsmos, pesq, stoi, vuv_f1, si_sdr, level, lines, mel, rtf, memory.",
+            help="Comma-separated: utmos, dnsmos, distillmos, wer, speaker, visqol, pesq, stoi, vuv_f1, si_sdr, level, "
+            "lines, mel, rtf, memory.",
         ),
     ] = "pesq,stoi",
     codec: Annotated[
@@ -94,6 +95,16 @@ def evaluate(
         Path | None,
         typer.Option("--utmos-weights", help="utmos_state_dict.pt, if not from the Hub.", show_default=False),
     ] = None,
+    recognizer: Annotated[
+        str | None,
+        typer.Option(
+            "--recognizer", help="What hears for wer: tiny.en, base, small ... or a folder.", show_default="base"
+        ),
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option("--texts", help="What is said, for wer: a file of lines NAME TEXT.", show_default=False),
+    ] = None,
     listening_test: Annotated[
         Path | None,
         typer.Option("--listening-test", help="Instead, build a listening test in this folder.", show_default=False),
@@ -122,6 +133,9 @@ def evaluate(
     """
     if listening_results:
         return sum_up_listeners(paths, as_json)
+    from q2d2cli.evaluation.metrics import UTMOS_VARIABLE
+    from q2d2cli.evaluation.recognizer import RECOGNIZER_VARIABLE
+
     source, degraded = split(paths)
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     specs = list(dict.fromkeys(codec or []))
@@ -133,7 +147,10 @@ def evaluate(
         specs += damaged(specs, channel)
     if listening_test is not None:
         return build_test(source, specs, degraded, limit, listening_test, listening_kind.value, device, quiet)
-    result = measure(source, names, specs, degraded, limit, out, jobs, utmos_weights, device, quiet)
+    for variable, value in ((UTMOS_VARIABLE, utmos_weights), (RECOGNIZER_VARIABLE, recognizer)):
+        if value is not None:
+            os.environ[variable] = str(value)  # for the other processes, too
+    result = measure(source, names, specs, degraded, limit, out, jobs, texts, device, quiet)
     if as_json:
         print(json.dumps(result))
     else:
@@ -215,7 +232,7 @@ def measure(
     limit: int | None = None,
     out: Path | None = None,
     jobs: int | None = None,
-    utmos_weights: Path | None = None,
+    texts: Path | None = None,
     device: str = "auto",
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -227,28 +244,19 @@ def measure(
     Raises:
         UsageError: on an unknown metric or codec, a missing package, no audio.
     """
-    from q2d2cli.evaluation.metrics import METRICS, UTMOS_VARIABLE, check_metrics
+    from q2d2cli.evaluation.metrics import METRICS, check_names
 
-    known = [*METRICS, *SPEED]
-    for name in names:
-        if name not in known:
-            raise UsageError(f"unknown metric {name!r}: choose from {', '.join(known)}")
-    scored = [name for name in names if name in METRICS]
-    check_metrics(scored)
+    check_names(names, SPEED)
     from q2d2cli.evaluation.evaluate import Plan, choose_clips, default_jobs, sum_up
     from q2d2cli.evaluation.evaluate import evaluate as run
 
-    clips = choose_clips(source, limit)
+    clips = choose_clips(source, limit, texts)
     if out is not None:
         make_folder(out)
-    problems = 0
-    if utmos_weights is not None:
-        os.environ[UTMOS_VARIABLE] = str(utmos_weights)  # for the other processes, too
-    if "utmos" in scored and not find_utmos(quiet):
-        scored.remove("utmos")
-        problems += 1
-    if not scored and "utmos" in names and not any(name in SPEED for name in names):
-        raise UsageError("nothing left to measure: name another metric beside utmos")
+    scored = possible([name for name in names if name in METRICS], quiet)
+    problems = len([name for name in names if name in METRICS]) - len(scored)
+    if not scored and problems and not any(name in SPEED for name in names):
+        raise UsageError(f"nothing left to measure: name another metric beside {', '.join(names)}")
     usable, subjects = open_all(Plan(tuple(specs), degraded, tuple(scored), device))
     problems += len(specs) - len(usable.specs)
     with count_bar("measuring", len(clips), quiet) as progress:
@@ -271,22 +279,21 @@ def measure(
     return result
 
 
-def find_utmos(quiet: bool) -> bool:
-    """Whether UTMOS has its weights; if not, says in one line how to get them."""
+def possible(names: Sequence[str], quiet: bool) -> list[str]:
+    """Those of the metrics that can be computed here; the others are named, one line each."""
     from rich.console import Console
 
-    from q2d2cli.evaluation.metrics import UTMOS_FILE, UTMOS_REPOSITORY, UTMOS_VARIABLE, load_utmos, utmos_weights
+    from q2d2cli.evaluation.metrics import why_not
 
-    with Console(stderr=True, quiet=quiet).status("looking for UTMOS's weights"):
-        found = utmos_weights()
-        if found is not None:
-            load_utmos()  # to fail here if it must
-    if found is None:
-        report(
-            f"utmos left out, its weights are not here: where there is a network, run 'hf download {UTMOS_REPOSITORY} "
-            f"{UTMOS_FILE}', then give the file with --utmos-weights or {UTMOS_VARIABLE}"
-        )
-    return found is not None
+    good = []
+    for name in names:
+        with Console(stderr=True, quiet=quiet).status(f"looking for what {name} needs"):
+            reason = why_not(name)
+        if reason is None:
+            good.append(name)
+        else:
+            report(f"{name} left out: {reason}")
+    return good
 
 
 def open_all(plan: Plan) -> tuple[Plan, list[Subject]]:

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -34,10 +34,12 @@ class Clip:
     Attributes:
         path: where it is.
         name: its path relative to the folder or list it came from.
+        text: what is said in it; None if not known.
     """
 
     path: Path
     name: str
+    text: str | None = None
 
     @property
     def dataset(self) -> str:
@@ -64,6 +66,8 @@ class Row(TypedDict):
     file_bytes: int | None
     codes: str | None
     scores: Scores
+    weights: dict[str, float]
+    problems: dict[str, str]
     error: str | None
 
 
@@ -101,11 +105,51 @@ def spread(files: Sequence[Path], limit: int | None) -> list[Path]:
     return chosen
 
 
-def choose_clips(source: Path, limit: int | None) -> list[Clip]:
-    """The clips of `find_clips`, at most `limit` of each folder (`spread`)."""
+def choose_clips(source: Path, limit: int | None, texts: Path | None = None) -> list[Clip]:
+    """The clips of `find_clips`, at most `limit` of each folder (`spread`), with what is said in them (`read_texts`).
+
+    Raises:
+        UsageError: if there is no audio, or a clip has no text.
+    """
     clips = find_clips(source)
     chosen = set(spread([clip.path for clip in clips], limit))
-    return [clip for clip in clips if clip.path in chosen]
+    clips = [clip for clip in clips if clip.path in chosen]
+    if texts is None:
+        return clips
+    known = read_texts(texts)
+    found = [replace(clip, text=text_of(clip, known)) for clip in clips]
+    without = [clip.name for clip in found if clip.text is None]
+    if without:
+        raise UsageError(f"{texts} has no text for {len(without)} of {len(clips)} clips: {without[0]}, for one")
+    return found
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """Texts by name, from lines `NAME TEXT` as of Kaldi and LibriSpeech; a name without blanks, or a tab after it.
+
+    Raises:
+        UsageError: if it cannot be read, or a line has no text.
+    """
+    texts: dict[str, str] = {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the texts {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        parts = line.split("\t" if "\t" in line else None, 1)
+        if len(parts) < 2:
+            raise UsageError(f"{path}, line {number}: write the name of a clip, a blank or a tab, and what is said")
+        texts[parts[0].strip()] = parts[1].strip()
+    return texts
+
+
+def text_of(clip: Clip, texts: dict[str, str]) -> str | None:
+    """The text under a clip's name, with or without its suffix and its folders; None if there is none."""
+    name = Path(clip.name)
+    names = (clip.name, str(name.with_suffix("")), name.name, name.stem)
+    return next((texts[key] for key in names if key in texts), None)
 
 
 def score_clip(clip: Clip, subjects: Sequence[Subject], metrics: Sequence[str]) -> list[Row]:
@@ -128,6 +172,8 @@ def score_clip(clip: Clip, subjects: Sequence[Subject], metrics: Sequence[str]) 
             file_bytes=None,
             codes=None,
             scores=dict.fromkeys(metrics),
+            weights={},
+            problems={},
             error=None,
         )
         try:
@@ -139,8 +185,11 @@ def score_clip(clip: Clip, subjects: Sequence[Subject], metrics: Sequence[str]) 
             if result.indices is not None and subject.sizes is not None:
                 row["frames"] = len(result.indices)
                 row["codes"] = base64.b64encode(pack(result.indices, subject.sizes)).decode()
-            names = [n for n in metrics if METRICS[n].reference_free or not isinstance(subject, Original)]
-            row["scores"] |= score(names, audio, result.audio, rate)
+            original = isinstance(subject, Original)
+            names = [n for n in metrics if not original or METRICS[n].scores_recordings(clip.text)]
+            scored = score(names, audio, result.audio, rate, clip.text)
+            row["scores"] |= scored.values
+            row["weights"], row["problems"] = scored.weights, scored.problems
         rows.append(row)
     return rows
 
@@ -275,7 +324,7 @@ def read_state(state: Path, metrics: Sequence[str]) -> dict[tuple[str, str], Row
         for line in state.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
-                if not row["error"] and set(metrics) <= set(row["scores"]):
+                if not row["error"] and not row["problems"] and set(metrics) <= set(row["scores"]):
                     kept[row["codec"], row["clip"]] = row
             except (ValueError, KeyError, TypeError):
                 continue  # the line at which the earlier run was killed
@@ -289,17 +338,26 @@ def default_jobs(device: str) -> int:
     return (os.cpu_count() or 1) if pick_device(device).type == "cpu" else 1
 
 
-def summarize(values: Iterable[float | None]) -> dict[str, float | int | None]:
-    """Mean, half width of its 95% interval (normal approximation) and count of the defined values."""
-    defined = [value for value in values if value is not None]
+def summarize(values: Iterable[float | None], weights: Iterable[float] | None = None) -> dict[str, float | int | None]:
+    """Mean, half width of its 95% interval (Student's t) and count of the defined values.
+
+    With weights (a clip's words, say) the mean is that of all they count, the ratio of two sums; the interval is that
+    of a ratio estimator (Cochran, 1977), which with equal weights is the usual one.
+    """
+    every = list(values)
+    pairs = zip(every, [1.0] * len(every) if weights is None else weights, strict=True)
+    defined = [(value, weight) for value, weight in pairs if value is not None]
     if not defined:
         return {"mean": None, "interval95": None, "n": 0}
-    half = 1.96 * float(np.std(defined, ddof=1)) / math.sqrt(len(defined)) if len(defined) > 1 else None
-    return {
-        "mean": round(float(np.mean(defined)), 4),
-        "interval95": None if half is None else round(half, 4),
-        "n": len(defined),
-    }
+    scores, shares = np.array(defined, np.float64).T
+    shares /= shares.mean()
+    count, mean = len(scores), float(np.mean(shares * scores))
+    half = None
+    if count > 1:
+        from scipy.stats import t
+
+        half = float(t.ppf(0.975, count - 1) * np.std(shares * (scores - mean), ddof=1) / math.sqrt(count))
+    return {"mean": round(mean, 4), "interval95": None if half is None else round(half, 4), "n": count}
 
 
 def sum_up(plan: Plan, subjects: Sequence[Subject], rows: Sequence[Row], skipped: Sequence[str]) -> dict[str, Any]:
@@ -342,17 +400,28 @@ def sum_up_codec(subject: Subject, rows: Sequence[Row], metrics: Sequence[str]) 
         "bit_rate": bits_per_second([row["payload_bits"] for row in good]),
         "file_bit_rate": bits_per_second([None if (b := row["file_bytes"]) is None else 8 * b for row in good]),
         "files": len(good),
-        "failed": sorted({row["error"] for row in rows if row["error"]}),
+        "failed": sorted({reason for row in rows for reason in failures(subject, row)}),
         "datasets": {
             name: {
                 "files": len(part),
-                **{metric: summarize(row["scores"].get(metric) for row in part) for metric in metrics},
+                **{
+                    metric: summarize(
+                        [row["scores"].get(metric) for row in part], [row["weights"].get(metric, 1.0) for row in part]
+                    )
+                    for metric in metrics
+                },
             }
             for name, part in {**groups, "all": good}.items()
         },
         **codebook_use(subject, good),
         **channel,
     }
+
+
+def failures(subject: Subject, row: Row) -> list[str]:
+    """What failed in a row, in words."""
+    problems = [f"{subject.name}: {metric} of {row['clip']}: {why}" for metric, why in row["problems"].items()]
+    return [row["error"], *problems] if row["error"] else problems
 
 
 def codes_of(row: Row, sizes: tuple[int, ...]) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Metrics of a pair of signals, each by its standard implementation at its standard rate."""
+"""Metrics of a pair of signals, each by its standard implementation at its standard rate: by name, side by side."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from q2d2cli.audio import Resampler
-from q2d2cli.errors import UsageError
+from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.evaluation.judges import SPEECH_RATE, distillmos, speaker, visqol
+from q2d2cli.evaluation.recognizer import RECOGNIZER_VARIABLE, load_recognizer, recognizer_name, word_errors
 
-SPEECH_RATE = 16_000
-"""Rate of most metrics, Hz; the paper's."""
 FULL_RATE = 24_000
 """Of the metrics that look above 8 kHz."""
 MAX_SECONDS = 30.0
@@ -259,28 +259,57 @@ class Metric:
 
     Attributes:
         title: for tables, with its unit.
-        score: reference and degraded `(samples,)` float32 of equal length to a value, or None where not defined.
+        score: reference and degraded `(samples,)` float32 of equal length to a value, or None where not defined. With
+            `takes_text` also what is said (None if not known), and a value comes with its weight in means.
         packages: modules it needs.
         rate: of both signals, Hz.
         reference_free: does not look at the reference, so that the recordings themselves have a score too.
         higher_is_better: direction.
         decimals: that mean something.
         max_seconds: longer signals are cut into equal pieces no longer than this, whose scores are averaged.
+        takes_text: compares with what is said; where that is known, with no look at the reference.
+        extra: of this package, that brings `packages`.
     """
 
     title: str
-    score: Callable[[np.ndarray, np.ndarray], float | None]
+    score: Callable[..., Any]
     packages: tuple[str, ...]
     rate: int = SPEECH_RATE
     reference_free: bool = False
     higher_is_better: bool = True
     decimals: int = 3
     max_seconds: float | None = None
+    takes_text: bool = False
+    extra: str = "eval"
+
+    def scores_recordings(self, text: str | None) -> bool:
+        """Whether recordings themselves have a score that says something, what is said in them being `text`."""
+        return self.reference_free or (self.takes_text and text is not None)
 
 
 METRICS: dict[str, Metric] = {
     "utmos": Metric("UTMOS", utmos, ("utmos_pytorch",), reference_free=True, max_seconds=MAX_SECONDS),
     "dnsmos": Metric("DNSMOS", dnsmos, ("speechmos", "onnxruntime", "librosa"), reference_free=True),
+    "distillmos": Metric(
+        "DistillMOS",
+        distillmos,
+        ("distillmos",),
+        reference_free=True,
+        decimals=2,
+        max_seconds=MAX_SECONDS,
+        extra="judges",
+    ),
+    "wer": Metric(
+        "WER, %",
+        word_errors,
+        ("faster_whisper", "jiwer", "transformers"),
+        higher_is_better=False,
+        decimals=1,
+        takes_text=True,
+        extra="judges",
+    ),
+    "speaker": Metric("speaker", speaker, ("resemblyzer",), extra="judges"),
+    "visqol": Metric("ViSQOL", visqol, ("visqol",), decimals=2, max_seconds=MAX_SECONDS, extra="judges"),
     "pesq": Metric("PESQ", pesq, ("pesq",), max_seconds=MAX_SECONDS),
     "stoi": Metric("STOI", stoi, ("pystoi",)),
     "vuv_f1": Metric("V/UV F1", vuv_f1, ("torchcrepe", "librosa"), max_seconds=MAX_SECONDS),
@@ -291,26 +320,96 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def check_metrics(names: Sequence[str]) -> None:
-    """Raise UsageError if a metric is unknown or its package is missing."""
+def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Raise UsageError if a name is neither a metric's nor among `others`."""
+    known = [*METRICS, *others]
     for name in names:
-        if name not in METRICS:
-            raise UsageError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}")
-        if any(importlib.util.find_spec(package) is None for package in METRICS[name].packages):
-            raise UsageError(f'metric {name!r} needs more packages: pip install "q2d2[eval]"')
+        if name not in known:
+            raise UsageError(f"unknown metric {name!r}: choose from {', '.join(known)}")
 
 
-def score(names: Sequence[str], reference: np.ndarray, degraded: np.ndarray, rate: int) -> dict[str, float | None]:
-    """Metrics of two `(samples,)` signals of equal length at any rate; None where one is not defined."""
+def why_not(name: str) -> str | None:
+    """Why a metric cannot be computed here (a package, weights), and what to do; None if it can.
+
+    Raises:
+        UsageError: if weights or a recognizer were named that do not exist.
+    """
+    metric = METRICS[name]
+    missing = [package for package in metric.packages if importlib.util.find_spec(package) is None]
+    if missing:
+        return f'{", ".join(missing)} is not installed: pip install "q2d2[{metric.extra}]"'
+    if name == "utmos":
+        if utmos_weights() is None:
+            return (
+                f"its weights are not here: where there is a network, run 'hf download {UTMOS_REPOSITORY} "
+                f"{UTMOS_FILE}', then give the file with --utmos-weights or {UTMOS_VARIABLE}"
+            )
+        load_utmos()  # to fail here if it must
+    if name == "wer":
+        try:
+            load_recognizer(recognizer_name())
+        except UsageError:
+            raise
+        except Q2D2Error as error:
+            return f"{error} with --recognizer or {RECOGNIZER_VARIABLE}"
+    return None
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Raise UsageError if a metric is unknown or cannot be computed here."""
+    check_names(names)
+    for name in names:
+        if (reason := why_not(name)) is not None:
+            raise UsageError(f"metric {name!r} cannot be computed: {reason}")
+
+
+class Scored(NamedTuple):
+    """What metrics say of one pair of signals."""
+
+    values: dict[str, float | None]
+    """By metric; None where it is not defined, or failed."""
+    weights: dict[str, float]
+    """How much each value counts in a mean; those not named here, 1."""
+    problems: dict[str, str]
+    """Why metrics failed."""
+
+
+def score(
+    names: Sequence[str], reference: np.ndarray, degraded: np.ndarray, rate: int, text: str | None = None
+) -> Scored:
+    """Metrics of two `(samples,)` signals of equal length.
+
+    Args:
+        names: keys of `METRICS`.
+        reference: the recording, float32 in [-1, 1].
+        degraded: what became of it.
+        rate: of both, Hz; metrics get them at their own.
+        text: what is said, for `wer`; None to compare with what is heard in the recording.
+
+    Returns:
+        Every metric, whatever one of them raised.
+    """
     resampled: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    scores: dict[str, float | None] = {}
+    scored = Scored({}, {}, {})
     for name in names:
         metric = METRICS[name]
         if metric.rate not in resampled:
             a, b = (Resampler(rate, metric.rate, 1).push(x[None], last=True)[0] for x in (reference, degraded))
             resampled[metric.rate] = a, b
-        scores[name] = in_pieces(metric, *resampled[metric.rate])
-    return scores
+        scored.values[name] = None
+        try:
+            if not metric.takes_text:
+                value = in_pieces(metric, *resampled[metric.rate])
+            elif (result := metric.score(*resampled[metric.rate], text)) is None:
+                value = None
+            else:
+                value, scored.weights[name] = result
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"its value is {value}")
+            scored.values[name] = value
+        except Exception as error:  # of one of a dozen libraries, for one clip: not worth the others
+            scored.problems[name] = f"{type(error).__name__}: {error}"
+    return scored
 
 
 def in_pieces(metric: Metric, reference: np.ndarray, degraded: np.ndarray) -> float | None:

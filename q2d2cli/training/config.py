@@ -7,9 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from q2d2cli.errors import UsageError
+from q2d2cli.evaluation.metrics import check_names
 from q2d2cli.models.config import ModelConfig, Strict
 
 CONFIG_NAME = "config.yaml"
@@ -203,8 +213,12 @@ class TrainConfig(Strict):
     """Time of the run; the schedules follow it, so that it ends annealed on any machine."""
     validate_every: PositiveInt = 500
     """Steps between validations (and perhaps a new best checkpoint)."""
-    validate_metrics: tuple[Literal["pesq", "stoi"], ...] = ()
-    """Also measured at each validation, on the same crops."""
+    validate_metrics: tuple[str, ...] = ()
+    """Also measured at each validation, on the same crops or on recordings; names of `q2d2 eval --metrics`. What a loss
+    trains on says little: `distillmos`, `wer` and `stoi` judge."""
+    validate_clips: NonNegativeInt = 0
+    """Recordings of `data.valid`, evenly spaced, the first 10 s of each, on which those metrics are measured instead of
+    on crops, which cut words and are short for listeners."""
     save_every: PositiveInt = 250
     """Steps between saves of the whole state."""
     keep_states: PositiveInt = 2
@@ -217,6 +231,15 @@ class TrainConfig(Strict):
     compile: bool = False
     """Compile the model with torch.compile."""
     seed: int = 0
+
+    @field_validator("validate_metrics")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            check_names(names)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return names
 
     @model_validator(mode="after")
     def _valid(self) -> TrainConfig:

@@ -21,6 +21,7 @@ from q2d2cli.files import atomic_output, make_folder
 from q2d2cli.training.config import CONFIG_NAME, DataConfig, TrainConfig, to_yaml
 from q2d2cli.training.data import Corpus, MemoryCorpus, open_corpus
 from q2d2cli.training.guard import Stop, only_run
+from q2d2cli.training.scores import validation_clips
 from q2d2cli.training.state import States
 from q2d2cli.training.trainer import Trainer
 from q2d2cli.training.watch import Watch
@@ -83,6 +84,7 @@ def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | No
     named = len(corpus.broken)
     console.print(corpus.summary)
     valid = validation_crops(valid_corpus, config.data)
+    clips = validation_clips(valid_corpus.paths, config.validate_clips, rate, accelerator.device) if main else []
 
     def save() -> None:
         positions = gather_object([corpus.position])
@@ -102,7 +104,7 @@ def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | No
                     each.print(f"skipped {path}: not readable as audio", soft_wrap=True)
                 named = len(corpus.broken)
             if main and (trainer.step % config.validate_every == 0 or done):
-                result, estimate = trainer.validate(valid)
+                result, estimate = trainer.validate(valid, clips)
                 # The adversarial stage trades some of this loss for quality: its end counts, too.
                 chosen = result["valid"] < trainer.best or done
                 if chosen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -220,8 +220,8 @@ class Trainer:
         return True
 
     @torch.inference_mode()
-    def validate(self, audio: Tensor) -> tuple[dict[str, Any], Tensor]:
-        """Measure the averaged weights on `(batch, samples)` audio.
+    def validate(self, audio: Tensor, clips: Sequence[Tensor] = ()) -> tuple[dict[str, Any], Tensor]:
+        """Measure the averaged weights on `(batch, samples)` audio; metrics on `clips`, `(samples,)` each, if any.
 
         Returns:
             Losses, metrics and pair entropies; with a teacher also its metrics, and how often both give the same
@@ -229,7 +229,7 @@ class Trainer:
         """
         model = CodecModel(self.config.model).to(self.device).eval()
         model.load_state_dict(self.ema)
-        mine = self._measure(model, audio)
+        mine = self._measure(model, audio, clips)
         numbers: dict[str, Any] = {f"valid_{name}": loss for name, loss in mine.losses.items()}
         entropies = pair_entropies(mine.indices.flatten(0, 1).cpu().numpy(), model.quantizer.spec.sizes)
         weights = self.config.loss
@@ -238,7 +238,7 @@ class Trainer:
         if self.teacher is not None:
             if self._teacher_result is None:
                 # It does not change: measured once.
-                self._teacher_result = self._measure(self.teacher.model, audio)
+                self._teacher_result = self._measure(self.teacher.model, audio, clips)
             theirs = self._teacher_result
             gap = F.l1_loss(mine.values, theirs.values).item()
             share, pairs = distill.agreement(mine.indices, theirs.indices)
@@ -247,7 +247,7 @@ class Trainer:
             numbers |= {f"teacher_{name}": score for name, score in {**theirs.losses, **theirs.scores}.items()}
         return numbers, mine.estimate
 
-    def _measure(self, model: CodecModel, audio: Tensor) -> Measured:
+    def _measure(self, model: CodecModel, audio: Tensor, clips: Sequence[Tensor]) -> Measured:
         metrics, rate = self.config.validate_metrics, self.config.model.sample_rate
         parts = audio.split(VALID_BATCH)
         estimates, quantized = zip(*(model(part) for part in parts), strict=True)
@@ -255,7 +255,10 @@ class Trainer:
             name: float(np.mean([loss(e, part).item() for e, part in zip(estimates, parts, strict=True)]))
             for name, loss in {"mel": self.mel, "stft": self.stft, **self.more_losses}.items()
         }
-        scores = measure(metrics, rate, audio, torch.cat(estimates)) if metrics else {}
+        if clips:
+            scores = measure(metrics, rate, clips, [model(clip[None])[0][0] for clip in clips])
+        else:
+            scores = measure(metrics, rate, audio, torch.cat(estimates))
         indices, values = (torch.cat([getattr(q, name) for q in quantized]) for name in ("indices", "values"))
         return Measured(losses, scores, indices, values, estimates[0])
 
