@@ -8,26 +8,41 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-DEFAULT_MODEL = "speech-3k"
-"""The model used where none is named."""
-__all__ = ["DEFAULT_MODEL", "Codec", "Q2D2Error", "Tokens", "UsageError", "__version__"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "Codec",
+    "Q2D2Error",
+    "StreamDecoder",
+    "StreamEncoder",
+    "Tokens",
+    "UsageError",
+    "__version__",
+]
 
 if TYPE_CHECKING:
+    from q2d2cli.checkpoints import DEFAULT_MODEL
     from q2d2cli.codec import Codec, Tokens
     from q2d2cli.errors import Q2D2Error, UsageError
+    from q2d2cli.streaming import StreamDecoder, StreamEncoder
+
+HOMES = {
+    "DEFAULT_MODEL": "checkpoints",
+    "Codec": "codec",
+    "Q2D2Error": "errors",
+    "StreamDecoder": "streaming",
+    "StreamEncoder": "streaming",
+    "Tokens": "codec",
+    "UsageError": "errors",
+}
+"""The module of each name."""
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that commands which need no model start without importing torch.
-    if name in {"Codec", "Tokens"}:
-        from q2d2cli import codec
-
-        return getattr(codec, name)
-    if name in {"Q2D2Error", "UsageError"}:
-        from q2d2cli import errors
-
-        return getattr(errors, name)
+    if name in HOMES:
+        return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

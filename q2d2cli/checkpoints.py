@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.errors import Q2D2Error, UsageError, report
 from q2d2cli.files import atomic_output, make_folder
-from q2d2cli.models.config import ModelConfig
 
 if TYPE_CHECKING:
     import torch
 
+    from q2d2cli.models.config import ModelConfig
     from q2d2cli.models.model import CodecModel
 
+DEFAULT_MODEL = "speech-3k"
+"""The model used where none is named."""
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
@@ -48,12 +50,19 @@ class Checkpoint:
 
 
 def fingerprint(weights: Path) -> bytes:
-    """First 8 bytes of the SHA-256 of a file."""
+    """First 8 bytes of the SHA-256 of a file; read once in a process as long as the file stays as it is."""
     try:
-        with weights.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()[:FINGERPRINT_BYTES]
+        state = weights.stat()
+        return digest(weights.absolute(), state.st_ino, state.st_size, state.st_mtime_ns)
     except OSError as error:
         raise Q2D2Error(f"cannot read {weights}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=256)
+def digest(path: Path, *_state: int) -> bytes:
+    """First 8 bytes of the SHA-256 of the file at `path` in the state that was found."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()[:FINGERPRINT_BYTES]
 
 
 def model_folders() -> list[Path]:
@@ -65,13 +74,30 @@ def model_folders() -> list[Path]:
     return [folder for folder in candidates if folder.is_dir()]
 
 
-def available() -> list[Checkpoint]:
-    """Every readable checkpoint in the model folders, by name."""
-    found: dict[str, Checkpoint] = {}
+def installed() -> Iterator[Checkpoint]:
+    """Every readable checkpoint in the model folders, the first folder's first.
+
+    A folder that holds something else, or half of a model, is named on standard error, once, and passed over.
+    """
     for root in model_folders():
         for folder in sorted(path.parent for path in root.glob(f"*/{CONFIG_NAME}")):
-            if folder.name not in found:
-                found[folder.name] = open_checkpoint(folder)
+            try:
+                yield open_checkpoint(folder)
+            except Q2D2Error as error:
+                pass_over(str(error))
+
+
+@cache
+def pass_over(reason: str) -> None:
+    """Say, once, why a folder of models is not used."""
+    report(f"passed over: {reason}")
+
+
+def available() -> list[Checkpoint]:
+    """Every readable checkpoint in the model folders, by name; of two with the same name the first."""
+    found: dict[str, Checkpoint] = {}
+    for checkpoint in installed():
+        found.setdefault(checkpoint.folder.name, checkpoint)
     return [found[name] for name in sorted(found)]
 
 
@@ -85,9 +111,19 @@ def find(name: str) -> Checkpoint:
     folder = Path(name)
     if (folder / CONFIG_NAME).is_file():
         return open_checkpoint(folder)
+    broken: Q2D2Error | None = None
     for root in model_folders():
         if (root / name / CONFIG_NAME).is_file():
-            return open_checkpoint(root / name)
+            try:
+                checkpoint = open_checkpoint(root / name)
+            except Q2D2Error as error:
+                broken = broken or error
+                continue
+            if broken:
+                pass_over(str(broken))
+            return checkpoint
+    if broken:
+        raise broken
     if name.count("/") == 1 and not folder.exists() and not name.startswith((".", "/")):
         return open_checkpoint(fetch(name))
     here = ", ".join(checkpoint.config.name for checkpoint in available()) or "none"
@@ -106,12 +142,11 @@ def find_weights(name: str, wanted: bytes) -> Checkpoint:
     Raises:
         UsageError: if there is neither.
     """
-    here = available()
-    candidates = [checkpoint for checkpoint in here if checkpoint.folder.name == name]
-    for checkpoint in [*candidates, *here]:
+    here = sorted(installed(), key=lambda checkpoint: checkpoint.folder.name != name)
+    for checkpoint in here:
         if checkpoint.fingerprint() == wanted:
             return checkpoint
-    return candidates[0] if candidates else find(name)
+    return here[0] if here and here[0].folder.name == name else find(name)
 
 
 def fetch(hub_id: str) -> Path:
@@ -131,6 +166,10 @@ def fetch(hub_id: str) -> Path:
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read and check `config.json`; the weights are not read yet."""
+    from pydantic import ValidationError  # slow to import, and the command line asks this module for a name
+
+    from q2d2cli.models.config import ModelConfig
+
     path = folder / CONFIG_NAME
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -141,7 +180,24 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise Q2D2Error(f"{path} does not describe a q2d2 model: {' '.join(str(error).split())[:200]}") from error
     if not checkpoint.weights.is_file():
         raise Q2D2Error(f"{folder} has no {WEIGHTS_NAME}: the model is incomplete, fetch it again")
+    check_whole(checkpoint.weights)
     return checkpoint
+
+
+def check_whole(weights: Path) -> None:
+    """Raise Q2D2Error unless a safetensors file has the size that its header says; the tensors are not read."""
+    try:
+        size = weights.stat().st_size
+        with weights.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < size else {}
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except OSError as error:
+        raise Q2D2Error(f"cannot read {weights}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise Q2D2Error(f"{weights} is damaged or not safetensors: fetch it again") from error
+    if not ends or size != 8 + length + max(ends):
+        raise Q2D2Error(f"{weights} is damaged or cut short: fetch it again")
 
 
 def load(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> CodecModel:
@@ -151,8 +207,10 @@ def load(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> CodecMod
         Q2D2Error: if the weights file is damaged or belongs to another architecture.
     """
     from q2d2cli.models.model import CodecModel
+    from q2d2cli.models.precision import full_precision
 
-    model = CodecModel(checkpoint.config)
+    with full_precision():
+        model = CodecModel(checkpoint.config).float()
     state = read_safetensors(checkpoint.weights)
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in state.items()})

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import io
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from q2d2cli import DEFAULT_MODEL, checkpoints
-from q2d2cli.audio import Resampler
+from q2d2cli import checkpoints
+from q2d2cli.arrays import as_integers, as_waveform, whole_number
+from q2d2cli.checkpoints import DEFAULT_MODEL
 from q2d2cli.container.header import FormatError, Header, Payload
 from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output
 from q2d2cli.models.model import CodecModel
-from q2d2cli.passes import run_alone, side_by_side
+from q2d2cli.passes import side_by_side
 from q2d2cli.quantizers.base import indices_to_tokens, tokens_to_indices
-from q2d2cli.search import Search
+from q2d2cli.streaming import CHUNK_SECONDS, StreamDecoder, StreamEncoder
 
-CHUNK_SECONDS = 10.0
-PASS_SECONDS = 5.0
-"""About how much audio goes through a network at once. Cutting at the same frames whatever the chunks makes the results
-the same bit by bit."""
 BLOCK_SECONDS = 1.0
 """About how much audio a block of a .q2d file holds."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tokens:
     """Encoded audio: pair indices, and what is needed to decode and store them.
 
@@ -38,12 +38,29 @@ class Tokens:
         header: model, rates, sample count; `header.num_samples` is never None.
         damaged_blocks: blocks of the robust file they come from whose checksum did not match.
         lost_blocks: blocks that were missing there; their frames hold the points nearest the origin.
+
+    Raises:
+        ValueError: if the indices are no integers, or their shape does not fit the header.
     """
 
     indices: Tensor
     header: Header
     damaged_blocks: int = 0
     lost_blocks: int = 0
+
+    def __post_init__(self) -> None:
+        indices = as_integers(self.indices, "indices")
+        channels, pairs = self.header.channels, self.header.quantizer.num_indices
+        if indices.ndim != 3 or (indices.shape[0], indices.shape[2]) != (channels, pairs):
+            raise ValueError(f"indices have shape {tuple(indices.shape)}: expected ({channels}, frames, {pairs})")
+        object.__setattr__(self, "indices", indices)
+
+    def __repr__(self) -> str:
+        channels, frames, pairs = self.indices.shape
+        return (
+            f"Tokens({self.header.model}, {channels} channels, {frames} frames of {pairs} indices, "
+            f"{self.duration:.3f} s at {self.sample_rate} Hz)"
+        )
 
     @property
     def tokens(self) -> Tensor:
@@ -76,40 +93,53 @@ class Tokens:
         """Payload bits per second of all channels."""
         return self.header.bit_rate
 
-    def save(self, path: str | Path, robust: bool | None = None) -> None:
-        """Write a .q2d file (atomically).
+    def save(self, file: str | Path | BinaryIO, robust: bool | None = None, *, overwrite: bool = False) -> None:
+        """Write a .q2d file (whole or not at all).
 
         Args:
-            path: of the file.
+            file: its path, or a file open for writing in binary.
             robust: whether each index gets a field of its own, so that a flipped bit damages one
                 index and not the file; as the header says if None.
+            overwrite: whether to replace a file that is there.
 
         Raises:
-            UsageError: if the grids are too large for a robust payload.
+            UsageError: if the file exists and is not to be overwritten, or the grids are too large
+                for a robust payload.
             Q2D2Error: if it cannot be written.
         """
         header = self.header if robust is None else with_payload(self.header, "robust" if robust else "packed")
-        with atomic_output(Path(path)) as file:
+        with ExitStack() as stack:
+            if isinstance(file, str | Path):
+                if Path(file).exists() and not overwrite:
+                    raise UsageError(f"{file} already exists: pass overwrite=True to replace it")
+                file = stack.enter_context(atomic_output(Path(file)))
+            check_binary(file)
             writer = Writer(file, header)
             writer.write(self.indices.numpy())
             writer.close(self.num_samples)
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokens:
+    def load(cls, file: str | Path | BinaryIO) -> Tokens:
         """Read a .q2d file; needs no model.
+
+        Args:
+            file: its path, or a file open for reading in binary.
 
         Raises:
             Q2D2Error: if the file cannot be read, is truncated or damaged (a robust one: if more
                 than its pair indices is damaged).
         """
+        name = str(file) if isinstance(file, str | Path) else getattr(file, "name", "the file")
         try:
-            with open(path, "rb") as file:
-                reader = Reader(file)
+            with ExitStack() as stack:
+                opened = stack.enter_context(open(file, "rb")) if isinstance(file, str | Path) else file
+                check_binary(opened)
+                reader = Reader(opened)
                 blocks = [reader.unpack(block) for block in reader.blocks()]
         except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror}") from error
+            raise UsageError(f"cannot read {name}: {error.strerror}") from error
         except FormatError as error:
-            raise FormatError(f"{path} {error}") from error
+            raise FormatError(f"{name} {error}") from error
         assert reader.num_samples is not None
         empty = np.empty((reader.header.channels, 0, reader.header.quantizer.num_indices), np.int64)
         indices = torch.from_numpy(np.concatenate([empty, *blocks], axis=1))
@@ -167,23 +197,23 @@ class Codec:
         """Payload bits per second and channel."""
         return self.config.bit_rate
 
-    def header(self, sample_rate: int, channels: int, num_samples: int | None) -> Header:
+    def header(self, sample_rate: float, channels: int, num_samples: int | None) -> Header:
         """Header of a .q2d file for audio of this rate, channel count and length.
 
         Raises:
-            UsageError: if one of them does not fit the format.
+            UsageError: if one of them is no whole number or does not fit the format.
         """
         try:
             return Header(
-                self.quantizer,
-                self.config.hop,
-                self.sample_rate,
-                self.name,
-                self.fingerprint,
-                sample_rate,
-                channels,
-                num_samples,
-                max(1, round(BLOCK_SECONDS * self.frame_rate)),
+                quantizer=self.quantizer,
+                hop=self.config.hop,
+                sample_rate=self.sample_rate,
+                model=self.name,
+                fingerprint=self.fingerprint,
+                original_rate=whole_number(sample_rate, "sample rate"),
+                channels=whole_number(channels, "number of channels"),
+                num_samples=None if num_samples is None else whole_number(num_samples, "number of samples"),
+                frames_per_block=max(1, round(BLOCK_SECONDS * self.frame_rate)),
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
@@ -191,42 +221,32 @@ class Codec:
     def encode(
         self,
         waveform: Tensor | np.ndarray,
-        sample_rate: int,
+        sample_rate: float,
         chunk_seconds: float | None = CHUNK_SECONDS,
         effort: int = 0,
     ) -> Tokens:
         """Encode a waveform.
 
         Args:
-            waveform: `(samples,)` or `(channels, samples)`, floating point, full scale is +-1.
-                Each channel is coded alone.
-            sample_rate: its rate, Hz; any.
+            waveform: `(samples,)` or `(channels, samples)`, floating point (full scale is +-1), int16 or
+                int32 at their scale. Each channel is coded alone. `soundfile.read` gives the transpose.
+            sample_rate: its rate, Hz; any whole number.
             chunk_seconds: audio that is handled at once; None for all. The tokens do not
                 depend on it, unless they are searched.
             effort: rounds of a search for better tokens, through the decoder (`q2d2cli.search`);
                 each takes several times as long as encoding without. 0 takes what the encoder gives.
 
         Raises:
-            UsageError: if the effort is negative, or above 0 with a quantizer that has no grids.
-            ValueError: if the waveform's shape or type is wrong.
+            UsageError: if the effort is negative, or above 0 with a quantizer that has no grids; if the
+                rate is no whole number or out of range.
+            ValueError: if the waveform's shape or type is wrong, or it has more than 255 channels or more
+                channels than samples.
             Q2D2Error: if it is empty or holds NaN or infinity, or the packages that a search needs are missing.
         """
-        samples = torch.as_tensor(waveform).detach().cpu()
-        if samples.ndim == 1:
-            samples = samples.unsqueeze(0)
-        if samples.ndim != 2 or not samples.is_floating_point():
-            raise ValueError(
-                f"waveform has shape {tuple(samples.shape)} and type {samples.dtype}: "
-                "expected floating point, (samples,) or (channels, samples)"
-            )
-        if not samples.numel():
-            raise Q2D2Error("the waveform is empty")
-        if not samples.isfinite().all():
-            raise Q2D2Error("the waveform holds NaN or infinite samples")
-        channels, num_samples = samples.shape
-        header = self.header(sample_rate, channels, num_samples)
-        encoder = StreamEncoder(self, sample_rate, channels, chunk_seconds, effort)
-        parts = [*encoder.push(samples.float().numpy()), *encoder.finish()]
+        samples = as_waveform(waveform)
+        header = self.header(sample_rate, *samples.shape)
+        encoder = StreamEncoder(self.model, header, chunk_seconds=chunk_seconds, effort=effort)
+        parts = [*encoder.push(samples), *encoder.finish()]
         return Tokens(torch.from_numpy(np.concatenate(parts, axis=1)), header)
 
     def encode_batch(
@@ -325,11 +345,52 @@ class Codec:
             Q2D2Error: if the tokens belong to another model or other weights.
             ValueError: if an index is out of range.
         """
-        decoder = StreamDecoder(self, tokens.header, chunk_seconds)
+        decoder = self.stream_decoder(tokens.header, chunk_seconds=chunk_seconds)
         parts = [*decoder.push(tokens.indices.numpy()), *decoder.finish(tokens.num_samples)]
         return torch.from_numpy(np.concatenate(parts, axis=1))
 
-    def tokens(self, ids: Tensor, num_samples: int | None = None, sample_rate: int | None = None) -> Tokens:
+    def stream_encoder(
+        self,
+        sample_rate: float,
+        channels: int = 1,
+        *,
+        num_samples: int | None = None,
+        chunk_seconds: float | None = CHUNK_SECONDS,
+        effort: int = 0,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> StreamEncoder:
+        """An encoder that takes audio in pieces and gives indices in pieces.
+
+        Args:
+            sample_rate: of the audio, Hz.
+            channels: of the audio.
+            num_samples: per channel of the whole, if known; for the encoder's `header`.
+            chunk_seconds: audio that is handled at once; None for all.
+            effort: as `encode` takes it.
+            on_progress: called with the seconds encoded so far, after each chunk and each round of a search.
+
+        Raises:
+            UsageError: as `encode`.
+        """
+        header = self.header(sample_rate, channels, num_samples)
+        return StreamEncoder(self.model, header, chunk_seconds=chunk_seconds, effort=effort, on_progress=on_progress)
+
+    def stream_decoder(self, header: Header, *, chunk_seconds: float | None = CHUNK_SECONDS) -> StreamDecoder:
+        """A decoder that takes indices in pieces and gives audio in pieces.
+
+        Args:
+            header: of the indices: a `StreamEncoder`'s, or one read from a file or stream.
+            chunk_seconds: audio that is handled at once; None for all.
+
+        Raises:
+            Q2D2Error: if `header` belongs to another model or other weights.
+        """
+        self.check(header)
+        return StreamDecoder(self.model, header, chunk_seconds=chunk_seconds)
+
+    def tokens(
+        self, ids: Tensor | np.ndarray, num_samples: int | None = None, sample_rate: float | None = None
+    ) -> Tokens:
         """Wrap token ids (from a language model, say) so that they can be decoded or saved.
 
         Args:
@@ -338,16 +399,18 @@ class Codec:
             sample_rate: rate to decode to, Hz; the model's if None.
 
         Raises:
-            ValueError: if an id is out of range; names the value.
+            ValueError: if the ids are no integers, have another shape, or one is out of range; names the value.
             UsageError: if `num_samples` is longer than the frames are.
         """
-        rate = sample_rate or self.sample_rate
-        ids = torch.as_tensor(ids).long().cpu()
+        ids = as_integers(ids, "token ids")
+        if ids.ndim not in (1, 2):
+            raise ValueError(f"token ids have shape {tuple(ids.shape)}: expected (frames,) or (channels, frames)")
         ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
+        rate = whole_number(self.sample_rate if sample_rate is None else sample_rate, "sample rate")
         length = ids.shape[1] * self.config.hop * rate // self.sample_rate
-        if num_samples is not None and num_samples > length:
-            raise UsageError(f"{ids.shape[1]} frames hold {length} samples, fewer than {num_samples}")
         header = self.header(rate, ids.shape[0], length if num_samples is None else num_samples)
+        if header.num_samples is not None and header.num_samples > length:
+            raise UsageError(f"{ids.shape[1]} frames hold {length} samples, fewer than {num_samples}")
         indices = tokens_to_indices(ids, self.quantizer)
         return Tokens(indices[:, : header.frames_for(header.num_samples or 0)], header)
 
@@ -356,208 +419,10 @@ class Codec:
         if header.fingerprint != self.fingerprint:
             raise Q2D2Error(
                 f"was encoded with model {header.model!r}, weights {header.fingerprint.hex()}, but the model here is "
-                f"{self.name!r}, weights {self.fingerprint.hex()}: get those weights and name their folder with --model"
+                f"{self.name!r}, weights {self.fingerprint.hex()}: get those weights and name their folder as the model"
             )
         if (header.quantizer, header.hop, header.sample_rate) != (self.quantizer, self.config.hop, self.sample_rate):
             raise Q2D2Error(f"has a header that contradicts its model {self.name!r}")
-
-
-class StreamEncoder:
-    """Encodes audio that arrives in pieces, in bounded memory.
-
-    Chunks overlap by what the encoder's layers see (`CodecModel.encoder_context`), so that the
-    tokens are those of the whole signal encoded at once. An encoder that sees everything (LSTM)
-    gets everything at once. A search overlaps by what it needs, and goes on from the tokens of the chunk before.
-
-    Args:
-        codec: the model.
-        sample_rate: of the audio pushed, Hz.
-        channels: of the audio pushed.
-        chunk_seconds: audio that is handled at once; None for all.
-        effort: as `Codec.encode` takes it.
-        on_progress: called with the seconds encoded so far, after each chunk and each round of a search.
-    """
-
-    def __init__(
-        self,
-        codec: Codec,
-        sample_rate: int,
-        channels: int,
-        chunk_seconds: float | None = CHUNK_SECONDS,
-        effort: int = 0,
-        on_progress: Callable[[float], None] | None = None,
-    ) -> None:
-        if effort < 0:
-            raise UsageError(f"effort is {effort}: give 0 or more rounds of search")
-        self._codec, self._rate, self._channels = codec, sample_rate, channels
-        self._resampler = Resampler(sample_rate, codec.sample_rate, channels)
-        self._hop = codec.config.hop
-        self._search = Search(codec.model, effort, self._report) if effort else None
-        self._context = codec.model.encoder_context if self._search is None else self._search.context
-        self._chunk = chunk_frames(codec, chunk_seconds, self._context)
-        self._most = 1 if self._search is not None else chunks_at_once(codec, self._chunk)
-        self._buffer = np.empty((channels, 0), np.float32)
-        self._known = torch.empty(channels, 0, codec.quantizer.num_indices, dtype=torch.int64)
-        self._buffer_frame = self._next_frame = self._end = self._pushed = 0
-        self._on_progress = on_progress
-
-    def push(self, samples: np.ndarray) -> Iterator[np.ndarray]:
-        """`(channels, samples)` float32 in; `(channels, frames, pairs)` int64 pieces out as they get ready."""
-        self._pushed += samples.shape[1]
-        self._append(self._resampler.push(samples))
-        while self._chunk is not None:
-            ready = (self._buffer_end() - (self._context or 0) - self._next_frame) // self._chunk
-            if ready < 1:
-                return
-            yield self._run(self._next_frame + min(ready, self._most) * self._chunk)
-
-    def finish(self) -> Iterator[np.ndarray]:
-        """The remaining frames; in all there are `Header.frames_for` of them."""
-        self._append(self._resampler.push(np.empty((self._channels, 0), np.float32), last=True))
-        frames = self._codec.header(self._rate, self._channels, self._pushed).frames_for(self._pushed)
-        wanted = (frames - self._buffer_frame) * self._hop
-        missing = max(0, wanted - self._buffer.shape[1])
-        self._buffer = np.pad(self._buffer, ((0, 0), (0, missing)))[:, :wanted]
-        while self._next_frame < frames:
-            yield self._run(chunk_end(self._next_frame, frames, self._chunk))
-
-    def network(self, audio: Tensor) -> Tensor:
-        """What is wanted of every frame: `(channels, samples)` at the model's rate to `(channels, frames, pairs)`.
-
-        A subclass may want something else than indices; its pieces then hold that.
-        """
-        if self._search is None:
-            return self._codec.model.encode(audio)
-        return self._search(audio, self._known.to(audio.device))
-
-    def _report(self, share: float) -> None:
-        """Say that this share of frames `next_frame ... end` is done."""
-        if self._on_progress is not None:
-            frames = self._next_frame + share * (self._end - self._next_frame)
-            self._on_progress(frames * self._hop / self._codec.sample_rate)
-
-    def _append(self, samples: np.ndarray) -> None:
-        self._buffer = np.concatenate([self._buffer, samples], axis=1)
-
-    def _buffer_end(self) -> int:
-        return self._buffer_frame + self._buffer.shape[1] // self._hop
-
-    def _run(self, end: int) -> np.ndarray:
-        """Encode frames `next_frame ... end`."""
-        context, self._end = self._context or 0, end
-        keep = context_start(self._codec, end, context)
-        if self._search is None:
-            new = self._run_passes(end, context)
-        else:
-            stop = min(end + context, self._buffer_end())
-            found = self.network(self._audio(self._buffer_frame, stop)).cpu()[:, : end - self._buffer_frame]
-            new = found[:, self._next_frame - self._buffer_frame :]
-            self._known = found[:, keep - self._buffer_frame :]
-        self._report(1.0)
-        self._next_frame = end
-        self._buffer = self._buffer[:, (keep - self._buffer_frame) * self._hop :]
-        self._buffer_frame = keep
-        return new.numpy()
-
-    def _run_passes(self, end: int, context: int) -> Tensor:
-        """Encode frames `next_frame ... end`, each channel alone."""
-        spans = pass_spans(self._codec, self._next_frame, end, self._context)
-        starts = [context_start(self._codec, begin, context) for begin, _ in spans]
-        audio = [
-            self._audio(start, min(stop + context, self._buffer_end()), channel)
-            for (_, stop), start in zip(spans, starts, strict=True)
-            for channel in range(self._channels)
-        ]
-        found = run_alone(self.network, audio)
-        pieces = []
-        for number, ((begin, stop), start) in enumerate(zip(spans, starts, strict=True)):
-            rows = found[number * self._channels : (number + 1) * self._channels]
-            pieces.append(torch.cat(rows)[:, begin - start : stop - start])
-        return torch.cat(pieces, dim=1).cpu()
-
-    def _audio(self, begin: int, end: int, channel: int | None = None) -> Tensor:
-        """Samples of frames `begin ... end` on the device, `(channels, samples)`; of one channel if one is named."""
-        rows = slice(None) if channel is None else slice(channel, channel + 1)
-        first = self._buffer_frame
-        return torch.from_numpy(self._buffer[rows, (begin - first) * self._hop : (end - first) * self._hop].copy()).to(
-            self._codec.device
-        )
-
-
-class StreamDecoder:
-    """Decodes pair indices that arrive in pieces, in bounded memory.
-
-    Args:
-        codec: the model.
-        header: of the indices; decides the output's rate.
-        chunk_seconds: audio that is handled at once; None for all.
-
-    Raises:
-        Q2D2Error: if `header` belongs to another model or other weights.
-    """
-
-    def __init__(self, codec: Codec, header: Header, chunk_seconds: float | None = CHUNK_SECONDS) -> None:
-        codec.check(header)
-        self._codec = codec
-        self._resampler = Resampler(codec.sample_rate, header.original_rate, header.channels)
-        self._channels = header.channels
-        self._context = codec.model.decoder_context
-        self._chunk = chunk_frames(codec, chunk_seconds, self._context)
-        self._most = chunks_at_once(codec, self._chunk)
-        self._buffer = np.empty((header.channels, 0, codec.quantizer.num_indices), np.int64)
-        self._buffer_frame = self._next_frame = self._emitted = 0
-
-    def push(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        """`(channels, frames, pairs)` int64 in; `(channels, samples)` float32 pieces out as they get ready.
-
-        The last frames are always held back, so that `finish` can cut at the exact sample.
-        """
-        self._buffer = np.concatenate([self._buffer, indices], axis=1)
-        while self._chunk is not None:
-            frames = self._buffer_frame + self._buffer.shape[1]
-            ready = (frames - max(self._context or 0, 2) - self._next_frame) // self._chunk
-            if ready < 1:
-                return
-            end = self._next_frame + min(ready, self._most) * self._chunk
-            yield self._emit(self._resampler.push(self._run(end)))
-
-    def finish(self, num_samples: int) -> Iterator[np.ndarray]:
-        """The remaining audio, cut or filled with zeros to `num_samples` in all."""
-        frames = self._buffer_frame + self._buffer.shape[1]
-        pieces = []
-        while self._next_frame < frames:
-            end = chunk_end(self._next_frame, frames, self._chunk)
-            pieces.append(self._resampler.push(self._run(end)))
-        pieces.append(self._resampler.push(np.empty((self._channels, 0), np.float32), last=True))
-        rest = np.concatenate(pieces, axis=1)
-        wanted = num_samples - self._emitted
-        yield self._emit(np.pad(rest, ((0, 0), (0, max(0, wanted - rest.shape[1]))))[:, :wanted])
-
-    def _emit(self, samples: np.ndarray) -> np.ndarray:
-        self._emitted += samples.shape[1]
-        return samples
-
-    def _run(self, end: int) -> np.ndarray:
-        """Decode frames `next_frame ... end`."""
-        context, first, hop = self._context or 0, self._buffer_frame, self._codec.config.hop
-        spans = pass_spans(self._codec, self._next_frame, end, self._context)
-        starts = [context_start(self._codec, begin, context) for begin, _ in spans]
-        indices = [
-            torch.from_numpy(self._buffer[channel : channel + 1, start - first : stop + context - first].copy())
-            for (_, stop), start in zip(spans, starts, strict=True)
-            for channel in range(self._channels)
-        ]
-        found = run_alone(self._codec.model.decode, [part.to(self._codec.device) for part in indices])
-        pieces = []
-        for number, ((begin, stop), start) in enumerate(zip(spans, starts, strict=True)):
-            rows = found[number * self._channels : (number + 1) * self._channels]
-            pieces.append(torch.cat(rows)[:, (begin - start) * hop : (stop - start) * hop])
-        audio = torch.cat(pieces, dim=1).float().cpu().numpy()
-        self._next_frame = end
-        keep = context_start(self._codec, end, context)
-        self._buffer = self._buffer[:, keep - self._buffer_frame :]
-        self._buffer_frame = keep
-        return audio
 
 
 def batch_lengths(lengths: Tensor | Sequence[int] | None, shape: Sequence[int], unit: str, least: int = 0) -> list[int]:
@@ -591,6 +456,12 @@ def join_batch(clips: list[Tensor], rest: tuple[int, ...], fill: int, device: to
     return joined.to(device), lengths.to(device)
 
 
+def check_binary(file: object) -> None:
+    """Raise ValueError if a file was opened for text."""
+    if isinstance(file, io.TextIOBase):
+        raise ValueError('the file is open for text: open it in binary, "rb" or "wb"')
+
+
 def with_payload(header: Header, payload: Payload) -> Header:
     """`header` with another payload mode.
 
@@ -601,43 +472,6 @@ def with_payload(header: Header, payload: Payload) -> Header:
         return replace(header, payload=payload)
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def chunk_frames(codec: Codec, seconds: float | None, context: int | None) -> int | None:
-    """Frames per pass of the network; None for all at once."""
-    if seconds is None or context is None:
-        return None
-    frames, size = max(1, round(seconds * codec.frame_rate)), pass_frames(codec)
-    return frames if frames < size else round(frames / size) * size
-
-
-def chunks_at_once(codec: Codec, chunk: int | None) -> int:
-    """How many chunks that are there already are worth taking together: whole passes that keep all threads busy."""
-    size = pass_frames(codec)
-    return 1 if chunk is None or chunk < size else max(1, torch.get_num_threads() * size // chunk)
-
-
-def pass_frames(codec: Codec) -> int:
-    """Frames that go through a network at once, whole inner frames of them."""
-    return max(1, round(PASS_SECONDS * codec.frame_rate / codec.model.alignment)) * codec.model.alignment
-
-
-def pass_spans(codec: Codec, begin: int, end: int, context: int | None) -> list[tuple[int, int]]:
-    """Where each pass over frames `begin ... end` begins and ends; one if the network must see everything."""
-    size = end - begin if context is None else pass_frames(codec)
-    return [(start, min(start + size, end)) for start in range(begin, end, max(1, size))]
-
-
-def chunk_end(begin: int, frames: int, chunk: int | None) -> int:
-    """Where the chunk that begins at `begin` ends, of `frames` in all."""
-    # A short rest joins the last chunk: it would be mostly overlap.
-    return begin + chunk if chunk is not None and frames - begin >= 2 * chunk else frames
-
-
-def context_start(codec: Codec, frame: int, context: int) -> int:
-    """First frame that `frame` sees, back to the beginning of an inner frame."""
-    start = max(0, frame - context)
-    return start - start % codec.model.alignment
 
 
 def pick_device(name: str) -> torch.device:
@@ -659,5 +493,5 @@ def pick_device(name: str) -> torch.device:
     else:
         there = device.type == "cpu"
     if not there:
-        raise UsageError(f"device {name!r} is not available here: leave --device out, or use cpu")
+        raise UsageError(f"device {name!r} is not available here: use auto or cpu")
     return device

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.models.model import CodecModel
+from q2d2cli.models.precision import full_precision
 from q2d2cli.quantizers.q2d2 import Q2D2
 
 STEP = 0.05
@@ -35,13 +36,15 @@ class Search:
         on_round: called after each with the share of them that is done.
 
     Raises:
-        UsageError: if the quantizer has no grids.
+        UsageError: if the quantizer has no grids, or PyTorch's default type is not float32.
         Q2D2Error: if the packages that the losses need are not installed.
     """
 
     def __init__(self, model: CodecModel, rounds: int, on_round: Callable[[float], None] = lambda share: None) -> None:
         if not isinstance(model.quantizer, Q2D2):
             raise UsageError(f"no search with the quantizer {model.quantizer.spec.kind}: it needs grids, use effort 0")
+        if torch.get_default_dtype() != torch.float32:
+            raise UsageError(f"no search while PyTorch's default type is {torch.get_default_dtype()}: set float32")
         rate, device = model.config.sample_rate, next(model.parameters()).device
         # Tensors made inside inference_mode could not take part in a gradient.
         with torch.inference_mode(False):
@@ -75,6 +78,7 @@ class Search:
         estimate, target = estimate.repeat(1, times), target.repeat(1, times)
         return torch.stack([WEIGHTS[name] * loss(estimate, target) for name, loss in self.losses.items()]).sum()
 
+    @full_precision()
     def __call__(self, audio: Tensor, known: Tensor) -> Tensor:
         """Search.
 

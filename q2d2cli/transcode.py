@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from q2d2cli.audio import AudioReader, open_sink
-from q2d2cli.codec import Codec, StreamDecoder, StreamEncoder, with_payload
+from q2d2cli.codec import Codec, with_payload
 from q2d2cli.container.header import FormatError, Header
 from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.errors import Q2D2Error
@@ -80,9 +80,10 @@ def encode_file(
             if progress:
                 progress(seconds, total)
 
-        encoder = StreamEncoder(codec, audio.sample_rate, audio.channels, effort=effort, on_progress=encoded)
-        header = codec.header(audio.sample_rate, audio.channels, audio.num_samples)
-        writer = Writer(file, with_payload(header, "robust" if robust else "packed"))
+        encoder = codec.stream_encoder(
+            audio.sample_rate, audio.channels, num_samples=audio.num_samples, effort=effort, on_progress=encoded
+        )
+        writer = Writer(file, with_payload(encoder.header, "robust" if robust else "packed"))
         for block in audio.blocks():
             samples += block.shape[1]
             for indices in encoder.push(block):
@@ -121,7 +122,7 @@ def decode_file(
             header = reader.header
             codec = codec_for(header)
             try:
-                decoder = StreamDecoder(codec, header)
+                decoder = codec.stream_decoder(header)
             except Q2D2Error as error:
                 raise Q2D2Error(f"{name} {error}") from error
             file = stack.enter_context(atomic_output(target))

@@ -188,7 +188,7 @@ def test_cells_hold_what_is_snapped_to_their_point(tmp_path: Path, offset: float
     from q2d2cli.quantizers.grids import HexagonalGrid, RectangularGrid, RhombicGrid
 
     random = torch.Generator().manual_seed(0)
-    for grid in (HexagonalGrid((5, 5), offset), RectangularGrid((4, 6)), RhombicGrid((5, 7))):
+    for grid in (HexagonalGrid((5, 5), hexagonal_offset=offset), RectangularGrid((4, 6)), RhombicGrid((5, 7))):
         points = grid.points.numpy()
         cells = pictures.voronoi_cells(points)
         assert len(cells) == len(points)

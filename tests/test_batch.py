@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from q2d2cli import Codec, Q2D2Error
 from q2d2cli.audio import Resampler
-from q2d2cli.codec import PASS_SECONDS, StreamEncoder
 from q2d2cli.evaluation.analysis import PointEncoder
 from q2d2cli.quantizers.q2d2 import Q2D2
+from q2d2cli.streaming import PASS_SECONDS
 
 RATE = 24_000
 Clip = tuple[np.ndarray, int]
@@ -130,7 +130,7 @@ def test_channels_do_not_depend_on_each_other(tiny_codec: Codec, voice: np.ndarr
 
 def test_long_input_is_taken_several_chunks_at_once(tiny_codec: Codec, voice: np.ndarray) -> None:
     torch.set_num_threads(4)
-    encoder = StreamEncoder(tiny_codec, RATE, 1)
+    encoder = tiny_codec.stream_encoder(RATE)
     pieces = list(encoder.push(np.tile(voice, 4)[None]))  # 52 s
     assert max(piece.shape[1] for piece in pieces) == round(4 * PASS_SECONDS * tiny_codec.frame_rate)
 

@@ -12,7 +12,6 @@ from conftest import TINY
 
 from q2d2cli import Codec, Q2D2Error, Tokens, UsageError, checkpoints
 from q2d2cli.audio import Resampler
-from q2d2cli.codec import StreamDecoder, StreamEncoder
 from q2d2cli.evaluation.metrics import SPEECH_RATE, stoi
 from q2d2cli.models.config import (
     ModelConfig,
@@ -48,7 +47,7 @@ def test_pieces_of_any_size_give_the_same_tokens_and_audio(tiny_codec: Codec, cl
     audio, rate = clip[0][None, :40_000], clip[1]
     expected = tiny_codec.encode(audio, rate, chunk_seconds=None)
     rng = np.random.default_rng(1)
-    encoder = StreamEncoder(tiny_codec, rate, 1, chunk_seconds=0.1)
+    encoder = tiny_codec.stream_encoder(rate, chunk_seconds=0.1)
     parts, position = [], 0
     while position < audio.shape[1]:
         size = int(rng.integers(0, 4000))
@@ -59,7 +58,7 @@ def test_pieces_of_any_size_give_the_same_tokens_and_audio(tiny_codec: Codec, cl
     assert (indices == expected.indices.numpy()).mean() >= 0.999
     assert indices.shape == tuple(expected.indices.shape)
 
-    decoder = StreamDecoder(tiny_codec, expected.header, chunk_seconds=0.1)
+    decoder = tiny_codec.stream_decoder(expected.header, chunk_seconds=0.1)
     pieces, position = [], 0
     while position < expected.indices.shape[1]:
         size = int(rng.integers(1, 200))
@@ -160,7 +159,7 @@ def test_every_length_comes_back_exactly(tiny_codec: Codec, rate: int) -> None:
     hop = tiny_codec.config.hop
     rng = np.random.default_rng(0)
     for length in (1, 2, hop - 1, hop, hop + 1, 1000):
-        for channels in (1, 2):
+        for channels in range(1, min(length, 2) + 1):
             waveform = rng.normal(0, 0.1, (channels, length)).astype(np.float32)
             tokens = tiny_codec.encode(waveform, rate)
             assert tokens.indices.shape[1] == -(-length * 24_000 // (rate * hop))
@@ -270,7 +269,21 @@ def test_bad_data_is_refused(tiny_codec: Codec, waveform: np.ndarray, message: s
         tiny_codec.encode(waveform, 16_000)
 
 
-@pytest.mark.parametrize("waveform", [np.zeros((1, 1, 5), np.float32), np.zeros(5, np.int16)])
+@pytest.mark.parametrize(
+    "waveform",
+    [
+        np.zeros((1, 1, 5), np.float32),
+        np.float32(0.5),
+        np.zeros(5, np.int8),
+        np.zeros(5, np.int64),
+        np.zeros(5, np.uint16),
+        np.zeros(5, bool),
+        np.zeros(5, complex),
+        np.array(["a", "b"]),
+        torch.zeros(5, dtype=torch.bool),
+        torch.zeros(()),
+    ],
+)
 def test_wrong_shape_or_type_is_refused(tiny_codec: Codec, waveform: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected floating point"):
         tiny_codec.encode(waveform, 16_000)

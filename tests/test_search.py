@@ -15,7 +15,6 @@ from conftest import CLIP, ROOT, TINY, Run
 
 from q2d2cli import Codec, Q2D2Error, Tokens, UsageError
 from q2d2cli.audio import Resampler
-from q2d2cli.codec import StreamEncoder
 from q2d2cli.evaluation.codecs import open_subject
 from q2d2cli.losses import MelLoss
 from q2d2cli.models.config import QuantizerConfig
@@ -70,7 +69,7 @@ def test_known_frames_stay(tiny_codec: Codec, voice: np.ndarray) -> None:
 
 def test_pieces_of_any_size_give_the_same_tokens(tiny_codec: Codec, voice: np.ndarray) -> None:
     expected = tiny_codec.encode(voice, RATE, 0.7, effort=2)
-    encoder = StreamEncoder(tiny_codec, RATE, 1, 0.7, effort=2)
+    encoder = tiny_codec.stream_encoder(RATE, chunk_seconds=0.7, effort=2)
     parts = [part for i in range(0, len(voice), 5003) for part in encoder.push(voice[None, i : i + 5003])]
     indices = np.concatenate([*parts, *encoder.finish()], axis=1)
     assert (indices == expected.indices.numpy()).mean() > 0.999

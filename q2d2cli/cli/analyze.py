@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from q2d2cli import DEFAULT_MODEL
+from q2d2cli.checkpoints import DEFAULT_MODEL
 from q2d2cli.cli.common import Device, Force, Json, Limit, Quiet, check_packages, count_bar
 from q2d2cli.errors import UsageError, report
 from q2d2cli.files import atomic_output, check_input, make_folder

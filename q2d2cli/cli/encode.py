@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from q2d2cli import DEFAULT_MODEL
+from q2d2cli.checkpoints import DEFAULT_MODEL
 from q2d2cli.cli.common import Device, Force, Json, OutDir, Paths, Quiet, check_single, convert_all, plan
 from q2d2cli.errors import UsageError
 

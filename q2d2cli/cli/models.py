@@ -10,8 +10,7 @@ from q2d2cli.cli.common import Json
 
 def models(as_json: Json = False) -> int:
     """List the models that are here."""
-    from q2d2cli import DEFAULT_MODEL
-    from q2d2cli.checkpoints import available
+    from q2d2cli.checkpoints import DEFAULT_MODEL, available
 
     rows = []
     for checkpoint in available():

@@ -1,4 +1,4 @@
-"""The .q2d header: what it holds, to bytes and back (docs/format.md, "Header"). Imports neither torch nor NumPy."""
+"""The .q2d header: what it holds, to bytes and back (docs/format.md, "Header"). Imports no torch."""
 
 from __future__ import annotations
 

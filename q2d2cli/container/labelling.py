@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from q2d2cli.quantizers import geometry
 from q2d2cli.quantizers.spec import QuantizerSpec
 
 MAX_REFINED_BITS = 8
@@ -53,25 +54,14 @@ def shapes(spec: QuantizerSpec) -> list[tuple[str, int, int]]:
     """Kind and the two levels of each pair; a dimension of FSQ has one level and is a row of points."""
     if spec.kind == "fsq":
         return [("fsq", level, 1) for level in spec.levels]
-    return [(spec.kind, a, b) for a, b in zip(spec.levels[::2], spec.levels[1::2], strict=True)]
+    return [(spec.kind, a, b) for a, b in spec.pairs]
 
 
 def coordinates(kind: str, a: int, b: int) -> np.ndarray:
     """`(points, 2)` int64 coordinates of a grid's points in quarters of a grid unit, in the order of their indices."""
     if kind == "fsq":
         return np.stack([4 * (np.arange(a) - a // 2), np.zeros(a, np.int64)], axis=1)
-    if kind == "hexagonal":
-        y, x = np.divmod(np.arange(a * a), a)
-        return np.stack([4 * x - 2 * (a - 1) + np.where(y % 2, -1, 1), 4 * y - 2 * (a - 1)], axis=1)
-    if kind == "rectangular":
-        return lattice(a, b)
-    return np.concatenate([lattice(a, b), lattice(a - 1, b - 1)])
-
-
-def lattice(a: int, b: int) -> np.ndarray:
-    """`(a * b, 2)` int64: a rectangular grid about the origin, x-major, in quarters of a unit."""
-    x, y = np.divmod(np.arange(a * b), b)
-    return np.stack([4 * x - 2 * (a - 1), 4 * y - 2 * (b - 1)], axis=1)
+    return np.rint(4 * geometry.points(kind, a, b)).astype(np.int64)
 
 
 def plain_labelling(size: int) -> Labelling:

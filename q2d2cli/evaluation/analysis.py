@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from q2d2cli.audio import AudioReader
-from q2d2cli.codec import Codec, StreamEncoder
+from q2d2cli.codec import Codec
 from q2d2cli.errors import Q2D2Error
 from q2d2cli.evaluation import codebook
+from q2d2cli.models.precision import full_precision
 from q2d2cli.quantizers.q2d2 import Q2D2
+from q2d2cli.streaming import StreamEncoder
 
 MAX_POINTS = 50_000
 """Unquantized frames that are kept; more add little to the estimates and the pictures."""
@@ -45,9 +47,10 @@ class PointEncoder(StreamEncoder):
     """A stream encoder that yields `(channels, frames, pairs, 2)` float32 coordinates before quantization."""
 
     def __init__(self, codec: Codec, quantizer: Q2D2, sample_rate: int) -> None:
-        super().__init__(codec, sample_rate, 1)
-        self._model, self._quantizer = codec.model, quantizer
+        super().__init__(codec.model, codec.header(sample_rate, 1, None))
+        self._quantizer = quantizer
 
+    @full_precision()
     @torch.inference_mode()
     def network(self, audio: Tensor) -> Tensor:
         """`(channels, samples)` to `(channels, frames, pairs, 2)`."""
@@ -108,7 +111,7 @@ def encode_file(codec: Codec, quantizer: Q2D2 | None, path: Path) -> tuple[list[
     """
     with AudioReader(path) as reader:
         rate, samples = reader.sample_rate, 0
-        encoder = StreamEncoder(codec, rate, 1) if quantizer is None else PointEncoder(codec, quantizer, rate)
+        encoder = codec.stream_encoder(rate) if quantizer is None else PointEncoder(codec, quantizer, rate)
         pieces: list[np.ndarray] = []
         for block in reader.blocks():
             samples += block.shape[1]

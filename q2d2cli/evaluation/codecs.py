@@ -392,7 +392,7 @@ def open_subject(spec: str, device: str) -> Subject:
     if kind == "original":
         return Original()
     if kind == "q2d2":
-        from q2d2cli import DEFAULT_MODEL
+        from q2d2cli.checkpoints import DEFAULT_MODEL
 
         name, colon, effort = setting.rpartition(":")
         if not colon or not effort.isdecimal():

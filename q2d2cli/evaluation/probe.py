@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from q2d2cli.audio import AudioReader
-from q2d2cli.codec import Codec, StreamEncoder
+from q2d2cli.codec import Codec
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.manifests import Item
 
@@ -43,7 +43,7 @@ def embed(codec: Codec, item: Item) -> np.ndarray:
     """
     total, frames = torch.zeros(codec.config.feature_dim, dtype=torch.float64), 0
     with AudioReader(item.path) as reader, torch.inference_mode():
-        encoder = StreamEncoder(codec, reader.sample_rate, 1)
+        encoder = codec.stream_encoder(reader.sample_rate)
 
         def add(piece: np.ndarray) -> None:
             nonlocal total, frames

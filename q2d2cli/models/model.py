@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from q2d2cli.models.config import ModelConfig, QuantizerConfig, SeanetEncoderConfig
+from q2d2cli.models.precision import full_precision
 from q2d2cli.models.seanet import SeanetEncoder
 from q2d2cli.models.spectral import SpectralEncoder
 from q2d2cli.models.vocos import VocosDecoder
@@ -58,14 +59,19 @@ class CodecModel(nn.Module):
         quantized = self.quantizer(self.encoder(self.pad(audio)))
         return self.decoder(quantized.features)[..., : audio.shape[-1]], quantized
 
+    @full_precision()
     @torch.inference_mode()
     def encode(self, audio: Tensor) -> Tensor:
-        """`(batch, samples)` to `(batch, frames, pairs)` int64 indices; the last frame is filled with zeros."""
+        """`(batch, samples)` to `(batch, frames, pairs)` int64 indices; the last frame is filled with zeros.
+
+        In float32, whatever the caller's autocast and precision are set to.
+        """
         return self.quantizer.encode(self.encoder(self.pad(audio)))
 
+    @full_precision()
     @torch.inference_mode()
     def decode(self, indices: Tensor) -> Tensor:
-        """`(batch, frames, pairs)` int64 indices to `(batch, frames * hop)` samples."""
+        """`(batch, frames, pairs)` int64 indices to `(batch, frames * hop)` samples; in float32, as `encode`."""
         return self.decoder(self.quantizer.decode(indices))
 
 
@@ -76,11 +82,11 @@ def make_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
         return Q2D2(
             spec,
             dim,
-            config.projection,
-            config.bound,
-            config.spread,
-            config.hexagonal_offset,
-            config.gradient,
+            projection=config.projection,
+            bound=config.bound,
+            spread=config.spread,
+            hexagonal_offset=config.hexagonal_offset,
+            gradient=config.gradient,
         )
     from q2d2cli.quantizers.baselines import FsqQuantizer, VqQuantizer
 

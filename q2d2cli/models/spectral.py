@@ -32,7 +32,7 @@ class SpectralEncoder(nn.Module):
         self.stride, self.tokens = config.stride, config.tokens
         self.hop = config.inner_hop(hop)
         self.n_fft = config.n_fft(hop)
-        window = torch.hann_window(self.n_fft)
+        window = torch.hann_window(self.n_fft, dtype=torch.float32)
         self.register_buffer("window", window / window.square().sum().sqrt(), persistent=False)
         self.embed = nn.Linear(3 * (self.n_fft // 2 + 1), config.dim)
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)

@@ -76,7 +76,7 @@ class InverseStftHead(nn.Module):
         self.hop = hop
         self.n_fft = n_fft
         self.out = nn.Linear(dim, self.n_fft + 2)
-        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+        self.register_buffer("window", torch.hann_window(self.n_fft, dtype=torch.float32), persistent=False)
 
     def overlap_add(self, frames: Tensor) -> Tensor:
         """`(batch, frames, n_fft)` to `(batch, frames * hop)`: sum, then cut the padding at both ends."""

@@ -28,6 +28,9 @@ class Quantized(NamedTuple):
 class Quantizer(nn.Module, ABC):
     """Features to indices and back.
 
+    Quantizers compute in float32: half-precision features get the tokens of the float32 numbers they
+    stand for, inside `torch.autocast` too.
+
     Attributes:
         spec: kind and levels.
     """
@@ -50,16 +53,39 @@ class Quantizer(nn.Module, ABC):
         Raises:
             ValueError: if an index is out of range; names the value.
         """
+        check_weights(self)
         check_indices(indices, self.spec)
-        return self._decode(indices)
+        return self._decode(indices.long())
 
     @abstractmethod
     def _decode(self, indices: Tensor) -> Tensor:
         """`decode` of checked indices."""
 
 
+def to_int64(values: Tensor, what: str) -> Tensor:
+    """`values` as int64.
+
+    Raises:
+        ValueError: if they are floating point, complex or bool; `what` names them.
+    """
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise ValueError(f"{what} have type {str(values.dtype).removeprefix('torch.')}: expected integers")
+    return values.long()
+
+
+def check_weights(module: nn.Module) -> None:
+    """Raise TypeError if a quantizer was itself converted to half precision: its tokens would silently be others."""
+    for name, parameter in module.named_parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"the quantizer's {name} is {str(parameter.dtype).removeprefix('torch.')}: keep quantizers in float32, "
+                "features of any precision go in"
+            )
+
+
 def check_indices(indices: Tensor, spec: QuantizerSpec) -> None:
-    """Raise ValueError, naming the value, unless every index is in its range."""
+    """Raise ValueError, naming the value, unless every index is an integer in its range."""
+    indices = to_int64(indices, "indices")
     if indices.shape[-1:] != (spec.num_indices,):
         raise ValueError(
             f"indices have shape {tuple(indices.shape)}: the last dimension must be {spec.num_indices} "
@@ -78,17 +104,18 @@ def indices_to_tokens(indices: Tensor, spec: QuantizerSpec) -> Tensor:
     """One token per frame: `sum_j index_j * prod_{k<j} G_k` (index 0 is the least significant).
 
     Args:
-        indices: `(..., num_indices)` int64.
+        indices: `(..., num_indices)` integers.
         spec: of the quantizer they come from.
 
     Returns:
         `(...)` int64 tokens in `[0, codebook_size)`.
 
     Raises:
-        ValueError: if an index is out of range, or the codebook does not fit 63 bits.
+        ValueError: if an index is no integer or out of range, or the codebook does not fit 63 bits.
     """
     check_codebook_fits(spec)
     check_indices(indices, spec)
+    indices = indices.long()
     tokens = torch.zeros_like(indices[..., 0])
     for j in reversed(range(spec.num_indices)):
         tokens = tokens * spec.sizes[j] + indices[..., j]
@@ -96,13 +123,14 @@ def indices_to_tokens(indices: Tensor, spec: QuantizerSpec) -> Tensor:
 
 
 def tokens_to_indices(tokens: Tensor, spec: QuantizerSpec) -> Tensor:
-    """Inverse of `indices_to_tokens`: `(...)` int64 tokens to `(..., num_indices)` int64 indices.
+    """Inverse of `indices_to_tokens`: `(...)` integer tokens to `(..., num_indices)` int64 indices.
 
     Raises:
-        ValueError: if a token is outside the codebook (names the value), or the codebook does
-            not fit 63 bits.
+        ValueError: if a token is no integer or outside the codebook (names the value), or the codebook
+            does not fit 63 bits.
     """
     check_codebook_fits(spec)
+    tokens = to_int64(tokens, "token ids")
     wrong = (tokens < 0) | (tokens >= spec.codebook_size)
     if wrong.any():
         value = int(tokens[wrong][0])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from q2d2cli.errors import UsageError
-from q2d2cli.quantizers.base import Quantized, Quantizer
+from q2d2cli.quantizers.base import Quantized, Quantizer, check_weights
 from q2d2cli.quantizers.spec import QuantizerSpec
 
 
@@ -32,6 +32,7 @@ class FsqQuantizer(Quantizer):
         self.register_buffer("half_width", half, persistent=False)
 
     def _project_in(self, x: Tensor) -> Tensor:
+        check_weights(self)
         with torch.autocast(x.device.type, enabled=False):
             return self.fsq.project_in(x.float())
 
@@ -54,7 +55,8 @@ class FsqQuantizer(Quantizer):
         return self._indices(self._codes(self._project_in(x)))
 
     def _decode(self, indices: Tensor) -> Tensor:
-        return self.fsq.project_out((indices.float() - self.half_width) / self.half_width)
+        with torch.autocast(indices.device.type, enabled=False):
+            return self.fsq.project_out((indices.float() - self.half_width) / self.half_width)
 
 
 class VqQuantizer(Quantizer):
@@ -69,7 +71,7 @@ class VqQuantizer(Quantizer):
         codebook_dim: width of the codebooks' vectors; `dim` if None.
     """
 
-    def __init__(self, spec: QuantizerSpec, dim: int, codebook_dim: int | None = None) -> None:
+    def __init__(self, spec: QuantizerSpec, dim: int, *, codebook_dim: int | None = None) -> None:
         super().__init__(spec)
         self.rvq = library().ResidualVQ(
             dim=dim,
@@ -84,6 +86,7 @@ class VqQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Quantized:
         """As `Quantizer.forward`; index `j` is the entry of codebook `j`."""
+        check_weights(self)
         x = x.float()
         with torch.autocast(x.device.type, enabled=False):
             features, indices, losses = self.rvq(x)
@@ -91,12 +94,14 @@ class VqQuantizer(Quantizer):
 
     def encode(self, x: Tensor) -> Tensor:
         """As `Quantizer.encode`."""
+        check_weights(self)
         with torch.autocast(x.device.type, enabled=False):
             _, indices, _ = self.rvq(x.float(), freeze_codebook=True)
         return indices
 
     def _decode(self, indices: Tensor) -> Tensor:
-        return self.rvq.get_output_from_indices(indices)
+        with torch.autocast(indices.device.type, enabled=False):
+            return self.rvq.get_output_from_indices(indices)
 
 
 def library() -> Any:

@@ -1,16 +1,18 @@
-"""The two-dimensional grids: their points, in the authors' order, and the nearest point in closed form.
-
-All grids have unit spacing: an axis with `l` levels runs from `-(l - 1)/2` to `(l - 1)/2`.
-"""
+"""The two-dimensional grids (`geometry`) as tensors, and the nearest point in closed form."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from q2d2cli.quantizers import geometry
 from q2d2cli.quantizers.spec import QuantizerSpec
+
+Candidates = list[tuple[Tensor, Tensor, Tensor]]
+"""`(index, x, y)` of points, lowest index first."""
 
 
 def squared_distance(x: Tensor, y: Tensor, px: Tensor, py: Tensor) -> Tensor:
@@ -19,27 +21,35 @@ def squared_distance(x: Tensor, y: Tensor, px: Tensor, py: Tensor) -> Tensor:
     return dx * dx + dy * dy
 
 
+def exact(z: Tensor) -> Tensor:
+    """Coordinates in float32 at least: in half precision other points would be nearest."""
+    return z if z.dtype == torch.float64 else z.float()
+
+
 class Grid(ABC):
     """A finite set of points in the plane.
+
+    Args:
+        levels: points per axis, `(x, y)`.
+        hexagonal_offset: shift of a hexagonal grid's rows; others have none.
 
     Attributes:
         levels: points per axis, `(x, y)`.
         points: `(G, 2)` float32 coordinates; row `i` is the point of index `i`.
     """
 
-    def __init__(self, levels: tuple[int, int]) -> None:
-        self.levels = levels
-        self.points = self._points()
+    kind: ClassVar[str]
+
+    def __init__(self, levels: tuple[int, int], *, hexagonal_offset: float = geometry.HEXAGONAL_OFFSET) -> None:
+        self.levels, self.offset = levels, hexagonal_offset
+        self.points = torch.from_numpy(geometry.points(self.kind, *levels, hexagonal_offset)).float()
 
     def __len__(self) -> int:
         return len(self.points)
 
     @abstractmethod
-    def _points(self) -> Tensor: ...
-
-    @abstractmethod
-    def _candidates(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """`(index, x, y)` of the points that can be nearest, lowest index first."""
+    def _candidates(self, x: Tensor, y: Tensor) -> Candidates:
+        """The points that can be nearest."""
 
     def nearest(self, z: Tensor) -> Tensor:
         """Index of the nearest point (paper equation 3), the lowest index on a tie.
@@ -48,12 +58,12 @@ class Grid(ABC):
         `nearest_by_search` wherever distances can be told apart at all.
 
         Args:
-            z: `(..., 2)` coordinates.
+            z: `(..., 2)` coordinates; half precision counts as the float32 numbers it stands for.
 
         Returns:
             `(...)` int64 indices in `[0, G)`.
         """
-        x, y = z[..., 0], z[..., 1]
+        x, y = exact(z).unbind(-1)
         candidates = self._candidates(x, y)
         best, px, py = candidates[0]
         least = squared_distance(x, y, px, py)
@@ -66,14 +76,10 @@ class Grid(ABC):
 
     def nearest_by_search(self, z: Tensor) -> Tensor:
         """The definition of `nearest`: argmin over all points. `(..., 2)` to `(...)` int64."""
+        z = exact(z)
         points = self.points.to(z)
         distance = squared_distance(z[..., 0, None], z[..., 1, None], points[:, 0], points[:, 1])
         return distance.argmin(dim=-1)
-
-
-def axis(level: int) -> Tensor:
-    """`linspace(-e, e, level)` with `e = (level - 1)/2`, exact in float32."""
-    return torch.arange(level, dtype=torch.float32) - (level - 1) / 2
 
 
 def below_and_above(value: Tensor, start: float, count: int) -> tuple[Tensor, Tensor]:
@@ -83,69 +89,46 @@ def below_and_above(value: Tensor, start: float, count: int) -> tuple[Tensor, Te
     return low, low + 1
 
 
-def lattice_candidates(
-    x: Tensor, y: Tensor, start: tuple[float, float], counts: tuple[int, int], first: int
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The four corners around `(x, y)` in an x-major unit lattice whose indices begin at `first`."""
-    corners = []
-    for ix in below_and_above(x, start[0], counts[0]):
-        for iy in below_and_above(y, start[1], counts[1]):
-            corners.append((first + ix * counts[1] + iy, ix + start[0], iy + start[1]))
-    return corners
+def corners(x: Tensor, y: Tensor, columns: int, rows: int, first: int = 0) -> Candidates:
+    """The four points around `(x, y)` of an x-major lattice about the origin whose indices begin at `first`."""
+    left, bottom = geometry.start(columns), geometry.start(rows)
+    return [
+        (first + ix * rows + iy, ix + left, iy + bottom)
+        for ix in below_and_above(x, left, columns)
+        for iy in below_and_above(y, bottom, rows)
+    ]
 
 
 class RectangularGrid(Grid):
     """`l_x * l_y` points, x-major (paper algorithm 2)."""
 
-    def _points(self) -> Tensor:
-        return torch.cartesian_prod(axis(self.levels[0]), axis(self.levels[1]))
+    kind = "rectangular"
 
-    def _candidates(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        lx, ly = self.levels
-        return lattice_candidates(x, y, (-(lx - 1) / 2, -(ly - 1) / 2), (lx, ly), 0)
+    def _candidates(self, x: Tensor, y: Tensor) -> Candidates:
+        return corners(x, y, *self.levels)
 
 
 class RhombicGrid(Grid):
-    """The rectangular grid, then its `(l_x - 1) * (l_y - 1)` cell centres, x-major.
+    """The rectangular grid, then its `(l_x - 1) * (l_y - 1)` cell centres, x-major (as in the authors' code)."""
 
-    The paper's algorithm 3 adds `l_x * l_y` midpoints; this follows the authors' code.
-    """
+    kind = "rhombic"
 
-    def _points(self) -> Tensor:
-        lx, ly = self.levels
-        return torch.cat([torch.cartesian_prod(axis(lx), axis(ly)), torch.cartesian_prod(axis(lx - 1), axis(ly - 1))])
-
-    def _candidates(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        lx, ly = self.levels
-        corners = lattice_candidates(x, y, (-(lx - 1) / 2, -(ly - 1) / 2), (lx, ly), 0)
-        centres = lattice_candidates(x, y, (-(lx - 2) / 2, -(ly - 2) / 2), (lx - 1, ly - 1), lx * ly)
-        return corners + centres
+    def _candidates(self, x: Tensor, y: Tensor) -> Candidates:
+        outer, centres = geometry.lattices(self.kind, *self.levels)
+        return corners(x, y, *outer) + corners(x, y, *centres, first=outer[0] * outer[1])
 
 
 class HexagonalGrid(Grid):
     """`l` rows of `l` points; even rows shifted by +1/4, odd rows by -1/4 (paper algorithm 1).
 
-    Rows lie one unit apart and the first level of the pair serves both axes, as in the authors'
-    code. Indices run row by row, x inner.
-
-    Args:
-        levels: points per axis; the second counts for nothing.
-        offset: the shift, 1/4 in the method.
+    The second level of the pair counts for nothing. Indices run row by row, x inner.
     """
 
-    def __init__(self, levels: tuple[int, int], offset: float = 0.25) -> None:
-        self.offset = offset
-        super().__init__(levels)
+    kind = "hexagonal"
 
-    def _points(self) -> Tensor:
+    def _candidates(self, x: Tensor, y: Tensor) -> Candidates:
         level = self.levels[0]
-        y, x = torch.meshgrid(axis(level), axis(level), indexing="ij")
-        shift = torch.where(torch.arange(level) % 2 == 1, -self.offset, self.offset)
-        return torch.stack([x + shift[:, None], y], dim=-1).reshape(-1, 2)
-
-    def _candidates(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        level = self.levels[0]
-        start = -(level - 1) / 2
+        start = geometry.start(level)
         below, above = below_and_above(y, start, level)
         neighbours = []
         # Rows take turns in reaching out: beyond a row's end the rows next to it may be nearer.
@@ -157,16 +140,9 @@ class HexagonalGrid(Grid):
         return neighbours
 
 
-GRIDS: dict[str, type[Grid]] = {
-    "rectangular": RectangularGrid,
-    "rhombic": RhombicGrid,
-    "hexagonal": HexagonalGrid,
-}
+GRIDS: dict[str, type[Grid]] = {grid.kind: grid for grid in (RectangularGrid, RhombicGrid, HexagonalGrid)}
 
 
-def make_grids(spec: QuantizerSpec, hexagonal_offset: float = 0.25) -> list[Grid]:
+def make_grids(spec: QuantizerSpec, hexagonal_offset: float = geometry.HEXAGONAL_OFFSET) -> list[Grid]:
     """One grid for each pair of `spec`."""
-    pairs = zip(spec.levels[::2], spec.levels[1::2], strict=True)
-    if spec.kind == "hexagonal":
-        return [HexagonalGrid(pair, hexagonal_offset) for pair in pairs]
-    return [GRIDS[spec.kind](pair) for pair in pairs]
+    return [GRIDS[spec.kind](pair, hexagonal_offset=hexagonal_offset) for pair in spec.pairs]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from q2d2cli.quantizers.base import Quantized, Quantizer, check_indices
-from q2d2cli.quantizers.grids import make_grids
+from q2d2cli.quantizers.base import Quantized, Quantizer, check_indices, check_weights
+from q2d2cli.quantizers.geometry import HEXAGONAL_OFFSET
+from q2d2cli.quantizers.grids import exact, make_grids
 from q2d2cli.quantizers.spec import QuantizerSpec
 
 BOUND_MARGIN = 1e-3
@@ -20,7 +23,7 @@ class Q2D2(Quantizer):
     `Linear(dim -> d)` and tanh give `z` in (-1, 1); each dimension is scaled by
     `(l - 1)/2 * (1 + 1e-3)` (the authors' code; the paper has `l/2`), each pair is snapped to the
     nearest point of its grid, the point is divided by `l // 2` and passed straight-through to `z`,
-    and `Linear(d -> dim)` follows. Always computed in float32. The switches are those of the
+    and `Linear(d -> dim)` follows. Computed in float32, whatever the features come in. The switches are those of the
     paper's ablations (appendix D); their defaults are the method.
 
     Args:
@@ -41,10 +44,11 @@ class Q2D2(Quantizer):
         self,
         spec: QuantizerSpec,
         dim: int,
+        *,
         projection: str = "tanh",
         bound: str = "code",
         spread: float = 1.0,
-        hexagonal_offset: float = 0.25,
+        hexagonal_offset: float = HEXAGONAL_OFFSET,
         gradient: str = "straight-through",
     ) -> None:
         super().__init__(spec)
@@ -55,15 +59,24 @@ class Q2D2(Quantizer):
         self.projection, self.spread, self.gradient = projection, spread, gradient
         levels = torch.tensor(spec.levels, dtype=torch.float32)
         factor = levels / 2 if bound == "paper" else (levels - 1) / 2 * (1 + BOUND_MARGIN)
-        self.register_buffer("bound", factor, persistent=False)
-        self.register_buffer("scale", (levels // 2).view(-1, 2), persistent=False)
+        self._constants = {"bound": factor, "scale": (levels // 2).view(-1, 2)}
         for j, grid in enumerate(self.grids):
-            self.register_buffer(f"points_{j}", grid.points * spread, persistent=False)
+            self._constants[f"points_{j}"] = grid.points * spread
+        for name, values in self._constants.items():
+            self.register_buffer(name, values.to(self.project_in.weight.device), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Q2D2:
+        """Move or convert everything but the grids, which are moved alone: rounded points would be others."""
+        super()._apply(fn, recurse)
+        for name, values in self._constants.items():
+            setattr(self, name, values.to(getattr(self, name).device))
+        return self
 
     def project(self, x: Tensor) -> Tensor:
         """`(..., dim)` features to `(..., d)` float32 projections, before tanh."""
+        check_weights(self)
         with torch.autocast(x.device.type, enabled=False):
-            z = self.project_in(x.float())
+            z = self.project_in(x.to(self.project_in.weight.dtype))
             return z if self.norm is None else self.norm(z)
 
     def _project_in(self, x: Tensor) -> Tensor:
@@ -77,7 +90,7 @@ class Q2D2(Quantizer):
 
     def _project_out(self, codes: Tensor) -> Tensor:
         with torch.autocast(codes.device.type, enabled=False):
-            return self.project_out(codes)
+            return self.project_out(codes.to(self.project_out.weight.dtype))
 
     def quantize(self, z: Tensor) -> Tensor:
         """Nearest grid points of projected features.
@@ -121,7 +134,7 @@ class Q2D2(Quantizer):
             ValueError: if an index is outside its grid; names the value.
         """
         check_indices(indices, self.spec)
-        return self._codes(indices)
+        return self._codes(indices.long())
 
     def _codes(self, indices: Tensor) -> Tensor:
         points = [getattr(self, f"points_{j}")[indices[..., j]] for j in range(self.spec.num_indices)]
@@ -133,7 +146,7 @@ class Q2D2(Quantizer):
 
     def snap(self, projections: Tensor) -> Quantized:
         """`(batch, frames, d)` of `project` to quantized features and pair indices; the gradient reaches them."""
-        z = self._activate(projections)
+        z = self._activate(exact(projections))
         with torch.no_grad():
             indices = self.quantize(z)
             codes = self._codes(indices)

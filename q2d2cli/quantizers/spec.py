@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from q2d2cli.quantizers.geometry import count
+
 GRID_KINDS = ("rectangular", "rhombic", "hexagonal")
 KINDS = (*GRID_KINDS, "fsq", "vq", "rvq")
 """Quantizer kinds in the order of their codes in the file format."""
@@ -19,12 +21,9 @@ MAX_LEVEL = 65535
 class QuantizerSpec:
     """Kind and level list of a quantizer. A frame is coded as one index for each of `sizes`.
 
-    For the two-dimensional grids (paper section 3.1), dimensions `2j` and `2j + 1` form pair `j`.
-    The number of points of a pair with levels `(a, b)` is `a * b` for a rectangular grid,
-    `a * b + (a - 1) * (b - 1)` for a rhombic one and `a * a` for a hexagonal one (which uses the
-    first level of the pair for both axes, as the authors' code does). The paper's pseudo-code
-    gives the rhombic grid `a * b` midpoints; the bit rates it prints only come out with the cell
-    centres that lie inside the rectangle.
+    For the two-dimensional grids (paper section 3.1), dimensions `2j` and `2j + 1` form pair `j`,
+    whose points `geometry` counts. The paper's pseudo-code gives the rhombic grid `a * b` midpoints;
+    the bit rates it prints only come out with the cell centres that lie inside the rectangle.
 
     The baselines: `fsq` has one index for each dimension, `vq` one codebook of `levels[0]`
     entries, `rvq` one codebook of the same size for each stage.
@@ -69,16 +68,16 @@ class QuantizerSpec:
         """Number of levels; for grids and FSQ that of quantized dimensions `d`."""
         return len(self.levels)
 
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The two levels of each pair of a grid."""
+        return tuple(zip(self.levels[::2], self.levels[1::2], strict=True))
+
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """How many values each of a frame's indices has: the points `G_j` of each pair's grid, or codebook sizes."""
-        pairs = zip(self.levels[::2], self.levels[1::2], strict=False)
-        if self.kind == "rectangular":
-            return tuple(a * b for a, b in pairs)
-        if self.kind == "rhombic":
-            return tuple(a * b + (a - 1) * (b - 1) for a, b in pairs)
-        if self.kind == "hexagonal":
-            return tuple(a * a for a, _ in pairs)
+        if self.is_grid:
+            return tuple(count(self.kind, a, b) for a, b in self.pairs)
         return self.levels
 
     @property

@@ -1,0 +1,297 @@
+"""Encoding and decoding of audio that comes in pieces: as much is kept as the network's layers see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from q2d2cli.arrays import as_integers, as_waveform
+from q2d2cli.audio import Resampler
+from q2d2cli.container.header import Header
+from q2d2cli.errors import UsageError
+from q2d2cli.models.model import CodecModel
+from q2d2cli.passes import run_alone
+from q2d2cli.search import Search
+
+CHUNK_SECONDS = 10.0
+PASS_SECONDS = 5.0
+"""About how much audio goes through a network at once. Cutting at the same frames whatever the chunks makes the results
+the same bit by bit."""
+
+
+class StreamEncoder:
+    """Encodes audio that arrives in pieces, in bounded memory; made by `Codec.stream_encoder`.
+
+    Chunks overlap by what the encoder's layers see (`CodecModel.encoder_context`), so that the
+    tokens are those of the whole signal encoded at once. An encoder that sees everything (LSTM)
+    gets everything at once. A search overlaps by what it needs, and goes on from the tokens of the chunk before.
+
+    Args:
+        model: the network.
+        header: of the file or stream to make; has the audio's rate and number of channels.
+        chunk_seconds: audio that is handled at once; None for all.
+        effort: as `Codec.encode` takes it.
+        on_progress: called with the seconds encoded so far, after each chunk and each round of a search.
+
+    Attributes:
+        header: as given.
+    """
+
+    def __init__(
+        self,
+        model: CodecModel,
+        header: Header,
+        *,
+        chunk_seconds: float | None = CHUNK_SECONDS,
+        effort: int = 0,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
+        if effort < 0:
+            raise UsageError(f"effort is {effort}: give 0 or more rounds of search")
+        self.header = header
+        self._model, self._device = model, next(model.parameters()).device
+        self._resampler = Resampler(header.original_rate, header.sample_rate, header.channels)
+        self._search = Search(model, effort, self._report) if effort else None
+        context = model.encoder_context if self._search is None else self._search.context
+        nothing = np.empty((header.channels, 0), np.float32)
+        self._window = Window(nothing, model, chunk_seconds, context, unit=header.hop, whole=self._search is not None)
+        self._known = torch.empty(header.channels, 0, header.quantizer.num_indices, dtype=torch.int64, device="cpu")
+        self._begin = self._end = self._pushed = 0
+        self._on_progress = on_progress
+
+    def push(self, samples: Tensor | np.ndarray) -> list[np.ndarray]:
+        """Take the next samples and give what they complete.
+
+        Args:
+            samples: `(channels, samples)`, or `(samples,)` of one channel; as `Codec.encode` takes them. Any number.
+
+        Returns:
+            `(channels, frames, pairs)` int64 pair indices, one piece for each chunk; often none.
+
+        Raises:
+            ValueError: if the shape or type is wrong.
+            Q2D2Error: if they hold NaN or infinity.
+        """
+        samples = as_waveform(samples, piece=True)
+        if len(samples) != self.header.channels:
+            raise ValueError(f"{len(samples)} channels were pushed: expected {self.header.channels}")
+        self._pushed += samples.shape[1]
+        self._window.append(self._resampler.push(samples))
+        return [self._run(part) for part in self._window.ready()]
+
+    def finish(self) -> list[np.ndarray]:
+        """The remaining frames; in all there are `Header.frames_for` of them."""
+        self._window.append(self._resampler.push(np.empty((self.header.channels, 0), np.float32), last=True))
+        return [self._run(part) for part in self._window.rest(self.header.frames_for(self._pushed))]
+
+    def network(self, audio: Tensor) -> Tensor:
+        """What is wanted of every frame: `(channels, samples)` at the model's rate to `(channels, frames, pairs)`.
+
+        A subclass may want something else than indices; its pieces then hold that.
+        """
+        if self._search is None:
+            return self._model.encode(audio)
+        return self._search(audio, self._known.to(audio.device))
+
+    def _report(self, share: float) -> None:
+        """Say that this share of the frames of this pass is done."""
+        if self._on_progress is not None:
+            frames = self._begin + share * (self._end - self._begin)
+            self._on_progress(frames / self.header.frame_rate)
+
+    def _run(self, part: Part) -> np.ndarray:
+        self._begin, self._end = part.begin, part.end
+        if self._search is None:
+            found = run_passes(self.network, part, self._device)
+        else:
+            audio = torch.from_numpy(part.values).to(self._device)
+            found = self.network(audio).cpu()[:, : part.end - part.start]
+            self._known = found[:, part.keep - part.start :]
+            found = found[:, part.begin - part.start :]
+        self._report(1.0)
+        return found.numpy()
+
+
+class StreamDecoder:
+    """Decodes pair indices that arrive in pieces, in bounded memory; made by `Codec.stream_decoder`.
+
+    Args:
+        model: the network.
+        header: of the indices; decides the output's rate.
+        chunk_seconds: audio that is handled at once; None for all.
+    """
+
+    def __init__(self, model: CodecModel, header: Header, *, chunk_seconds: float | None = CHUNK_SECONDS) -> None:
+        self.header = header
+        self._model, self._device = model, next(model.parameters()).device
+        self._resampler = Resampler(header.sample_rate, header.original_rate, header.channels)
+        nothing = np.empty((header.channels, 0, header.quantizer.num_indices), np.int64)
+        self._window = Window(nothing, model, chunk_seconds, model.decoder_context)
+        self._given = 0
+
+    def push(self, indices: Tensor | np.ndarray) -> list[np.ndarray]:
+        """Take the next frames and give the audio that they complete.
+
+        The last frames are always held back, so that `finish` can cut at the exact sample.
+
+        Args:
+            indices: `(channels, frames, pairs)` integers, any number of frames.
+
+        Returns:
+            `(channels, samples)` float32 at the original's rate, one piece for each chunk; often none.
+
+        Raises:
+            ValueError: if the shape or type is wrong, or an index is out of range.
+        """
+        checked = as_integers(indices, "indices").numpy()
+        channels, pairs = self.header.channels, self.header.quantizer.num_indices
+        if checked.ndim != 3 or checked.shape[::2] != (channels, pairs):
+            raise ValueError(f"indices have shape {checked.shape}: expected ({channels}, frames, {pairs})")
+        self._window.append(checked)
+        return [self._give(self._resampler.push(self._run(part))) for part in self._window.ready(ahead=2)]
+
+    def finish(self, num_samples: int) -> list[np.ndarray]:
+        """The remaining audio, cut or filled with zeros to `num_samples` in all."""
+        pieces = [self._resampler.push(self._run(part)) for part in self._window.rest(self._window.frames)]
+        pieces.append(self._resampler.push(np.empty((self.header.channels, 0), np.float32), last=True))
+        rest = np.concatenate(pieces, axis=1)
+        wanted = num_samples - self._given
+        return [self._give(np.pad(rest, ((0, 0), (0, max(0, wanted - rest.shape[1]))))[:, :wanted])]
+
+    def _give(self, samples: np.ndarray) -> np.ndarray:
+        self._given += samples.shape[1]
+        return samples
+
+    def _run(self, part: Part) -> np.ndarray:
+        return run_passes(self._model.decode, part, self._device, self.header.hop).float().numpy()
+
+
+class Span(NamedTuple):
+    """The frames of one pass: the network sees those from `start` to `stop`, and gives those from `begin` to `end`."""
+
+    start: int
+    begin: int
+    end: int
+    stop: int
+
+
+class Part(NamedTuple):
+    """What can be run now: frames from `begin` to `end`."""
+
+    values: np.ndarray
+    """Everything that was kept, from frame `start` on, as far as it is seen."""
+    start: int
+    begin: int
+    end: int
+    keep: int
+    """The first frame that the next part sees."""
+    unit: int
+    """Entries of `values` in a frame."""
+    spans: list[Span]
+
+
+class Window:
+    """What has been pushed and is still needed, and the parts of it that can be run.
+
+    Args:
+        nothing: what is collected, 0 long in axis 1.
+        model: the network that it is for.
+        chunk_seconds: audio that a part holds; None for all at once.
+        context: frames that are seen on either side of one; None for everything.
+        unit: entries of axis 1 in a frame.
+        whole: whether a part is one pass, whatever its length.
+    """
+
+    def __init__(
+        self,
+        nothing: np.ndarray,
+        model: CodecModel,
+        chunk_seconds: float | None,
+        context: int | None,
+        *,
+        unit: int = 1,
+        whole: bool = False,
+    ) -> None:
+        self._values, self._unit, self._alignment = nothing, unit, model.alignment
+        self._context = context or 0
+        rate = model.config.frame_rate
+        size = max(1, round(PASS_SECONDS * rate / model.alignment)) * model.alignment
+        self._pass = None if context is None or whole else size
+        self._chunk: int | None = None
+        if chunk_seconds is not None and context is not None:
+            frames = max(1, round(chunk_seconds * rate))
+            self._chunk = frames if frames < size else round(frames / size) * size
+        # What is there already is taken together if that keeps all threads busy.
+        many = self._pass is not None and self._chunk is not None and self._chunk >= size
+        self._most = max(1, torch.get_num_threads() * size // self._chunk) if many and self._chunk else 1
+        self._start = self._next = 0
+
+    @property
+    def frames(self) -> int:
+        """Whole frames that were pushed in all."""
+        return self._start + self._values.shape[1] // self._unit
+
+    def append(self, values: np.ndarray) -> None:
+        """Take more."""
+        self._values = np.concatenate([self._values, values], axis=1)
+
+    def ready(self, ahead: int = 0) -> Iterator[Part]:
+        """The parts that what was pushed is enough for: `ahead` frames must follow at least."""
+        while self._chunk is not None:
+            chunks = (self.frames - max(self._context, ahead) - self._next) // self._chunk
+            if chunks < 1:
+                return
+            yield self._part(self._next + min(chunks, self._most) * self._chunk)
+
+    def rest(self, frames: int) -> Iterator[Part]:
+        """The parts up to the end, which is after so many frames in all; zeros where they are not whole."""
+        wanted = (frames - self._start) * self._unit
+        padding = [(0, 0)] * self._values.ndim
+        padding[1] = (0, max(0, wanted - self._values.shape[1]))
+        self._values = np.pad(self._values, padding)[:, :wanted]
+        while self._next < frames:
+            # A short rest joins the last chunk: it would be mostly overlap.
+            last = self._chunk is None or frames - self._next < 2 * self._chunk
+            yield self._part(frames if last else self._next + (self._chunk or 0))
+
+    def _part(self, end: int) -> Part:
+        start, begin, keep = self._start, self._next, self._seen_from(end)
+        values = self._values[:, : (min(end + self._context, self.frames) - start) * self._unit]
+        firsts = range(begin, end, self._pass or end - begin)
+        spans = []
+        for first, last in zip(firsts, [*firsts[1:], end], strict=True):
+            stop = min(last + self._context, self.frames)
+            spans.append(Span(self._seen_from(first), first, last, stop))
+        self._values = self._values[:, (keep - start) * self._unit :]
+        self._start, self._next = keep, end
+        return Part(values, start, begin, end, keep, self._unit, spans)
+
+    def _seen_from(self, frame: int) -> int:
+        """First frame that `frame` sees, back to the beginning of an inner frame."""
+        first = max(0, frame - self._context)
+        return first - first % self._alignment
+
+
+def run_passes(network: Callable[[Tensor], Tensor], part: Part, device: torch.device, hop: int = 1) -> Tensor:
+    """`(channels, frames * hop, ...)` on the CPU: a part of a signal, pass by pass and each channel alone.
+
+    Args:
+        network: from `(1, seen * unit, ...)` to `(1, seen * hop, ...)`.
+        part: of the signal.
+        device: of the network.
+        hop: entries of the result in a frame.
+    """
+    inputs = []
+    for span in part.spans:
+        seen = part.values[:, (span.start - part.start) * part.unit : (span.stop - part.start) * part.unit]
+        inputs += [torch.from_numpy(channel[None].copy()).to(device) for channel in seen]
+    found = run_alone(network, inputs)
+    channels, pieces = len(part.values), []
+    for number, span in enumerate(part.spans):
+        rows = torch.cat(found[number * channels : (number + 1) * channels])
+        pieces.append(rows[:, (span.begin - span.start) * hop : (span.end - span.start) * hop])
+    return torch.cat(pieces, dim=1).cpu()
