@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import sys
 from typing import Any
 
 from q2d2cli.errors import Q2D2Error, report
+from q2d2cli.streams import close_output, open_standard_streams
 
 
 def main() -> None:
     """Run the command line; exits with 0 (done), 1 (data or run failed), 2 (usage) or 128 + signal."""
-    sys.exit(run())
+    open_standard_streams()
+    sys.exit(close_output(run()))
 
 
 def run() -> int:
@@ -31,7 +31,9 @@ def run() -> int:
         # As an exception, so that temporary files are removed.
         raise SystemExit(128 + number)
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, stop)
     try:
         code = app(standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -48,9 +50,7 @@ def run() -> int:
     except (KeyboardInterrupt, typer.Abort):
         return fail("interrupted", 130)
     except BrokenPipeError:
-        # The reader of our output went away (`| head`): nothing to say, and nothing more to flush.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output went away (`| head`): nothing to say.
         return 1
     except MemoryError:
         return fail("out of memory", 1)

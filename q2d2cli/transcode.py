@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from q2d2cli.audio import AudioReader, open_sink
 from q2d2cli.codec import Codec, with_payload
 from q2d2cli.container.header import FormatError, Header
 from q2d2cli.container.stream import Reader, Writer
-from q2d2cli.errors import Q2D2Error
-from q2d2cli.files import PIPE, atomic_output, open_binary
+from q2d2cli.errors import Q2D2Error, report
+from q2d2cli.files import PIPE, atomic_output, open_binary, regular_file
+from q2d2cli.signals import Stop
 
 Progress = Callable[[float, float | None], None]
 """Called with the seconds done and the seconds in all (None if not known)."""
@@ -46,6 +47,8 @@ class Summary:
     """Blocks that were decoded although their checksum did not match."""
     lost_blocks: int = 0
     """Blocks that were missing and filled in."""
+    stopped_by: int = 0
+    """The signal that ended a recording (what was heard is in the file), 0 if none did."""
 
 
 def encode_file(
@@ -70,10 +73,12 @@ def encode_file(
         UsageError: if there is no such file, the target's folder cannot be written to, or the
             model's grids are too large for a robust payload.
         Q2D2Error: if it is not audio, is empty or holds NaN; nothing is left at `target` then.
+        KeyboardInterrupt, SystemExit: if a signal asks for an end. From a pipe (a recording, say) what
+            was heard until then is encoded and written instead.
     """
     started = time.monotonic()
     samples = 0
-    with AudioReader(source) as audio, atomic_output(target) as file:
+    with AudioReader(source) as audio, recording(source) as stop, atomic_output(target) as file:
         total = audio.num_samples / audio.sample_rate if audio.num_samples is not None else None
 
         def encoded(seconds: float) -> None:
@@ -94,7 +99,25 @@ def encode_file(
             raise Q2D2Error(f"{audio.name} holds {samples} samples but declares {audio.num_samples}")
         writer.close(samples)
     counts = (samples, writer.frames, writer.bytes_written, writer.payload_bytes)
-    return summarize(source, target, writer.header, *counts, time.monotonic() - started)
+    summary = summarize(source, target, writer.header, *counts, time.monotonic() - started)
+    return replace(summary, stopped_by=stop.signal)
+
+
+@contextmanager
+def recording(source: Path) -> Iterator[Stop]:
+    """Signals end a pipe and nothing else, so that what it gave can be finished; a file they interrupt."""
+    stop = Stop()
+    if regular_file(source, 0) is not None:
+        yield stop
+        return
+    with stop:
+        try:
+            yield stop
+        except Q2D2Error as error:
+            if not stop.signal:
+                raise
+            report(error)  # that there was no audio yet, say
+            raise SystemExit(128 + stop.signal) from error
 
 
 def decode_file(
@@ -126,7 +149,9 @@ def decode_file(
             except Q2D2Error as error:
                 raise Q2D2Error(f"{name} {error}") from error
             file = stack.enter_context(atomic_output(target))
-            sink = open_sink(file, target, header.original_rate, header.channels, header.num_samples)
+            sink = stack.enter_context(
+                open_sink(file, target, header.original_rate, header.channels, header.num_samples)
+            )
             for block in reader.blocks():
                 for piece in decoder.push(reader.unpack(block)):
                     samples += piece.shape[1]
@@ -137,7 +162,6 @@ def decode_file(
             for piece in decoder.finish(reader.num_samples):
                 samples += piece.shape[1]
                 sink.write(piece)
-            sink.close()
         except FormatError as error:
             raise FormatError(f"{name} {error}") from error
     counts = (samples, reader.frames, reader.bytes_read, reader.payload_bytes)

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import soundfile
 
 from q2d2cli.errors import UsageError
-from q2d2cli.files import PIPE
+from q2d2cli.files import descriptor
 
-
-class SampleSink(Protocol):
-    """Where decoded audio goes."""
-
-    def write(self, samples: np.ndarray) -> None:
-        """Append `(channels, samples)` float32."""
-
-    def close(self) -> None:
-        """Finish the file."""
+T = TypeVar("T")
 
 
 class WavWriter:
@@ -40,6 +33,7 @@ class WavWriter:
     def __init__(self, file: BinaryIO, sample_rate: int, channels: int, num_samples: int | None) -> None:
         self._file, self._rate, self._channels = file, sample_rate, channels
         self._declared, self._written = num_samples, 0
+        self._start = file.tell() if file.seekable() else None
         file.write(self._header(num_samples))
 
     def _header(self, num_samples: int | None) -> bytes:
@@ -58,10 +52,11 @@ class WavWriter:
 
     def close(self) -> None:
         """Put the final sizes into the header."""
-        if self._written != self._declared and self._file.seekable():
-            self._file.seek(0)
+        if self._written != self._declared and self._start is not None:
+            end = self._file.tell()
+            self._file.seek(self._start)
             self._file.write(self._header(self._written))
-            self._file.seek(0, os.SEEK_END)
+            self._file.seek(end)
 
 
 class SoundFileWriter:
@@ -79,6 +74,7 @@ class SoundFileWriter:
             raise UsageError(
                 f"{container} cannot hold {channels} channels at {sample_rate} Hz: choose another format, such as .wav"
             ) from error
+        self._guard.check()
 
     def write(self, samples: np.ndarray) -> None:
         """Append `(channels, samples)` float32; beyond full scale is clipped."""
@@ -91,41 +87,64 @@ class SoundFileWriter:
 
     def close(self) -> None:
         """Finish the file."""
-        self._sound.close()
+        try:
+            self._sound.close()
+        except soundfile.LibsndfileError:
+            self._guard.check()
+            raise
         self._guard.check()
+
+    def abandon(self) -> None:
+        """Let go of the file, which is not to be finished."""
+        self._guard.shut()
+        with contextlib.suppress(soundfile.LibsndfileError):
+            self._sound.close()
 
 
 class GuardedFile:
-    """A file for libsndfile's callbacks, which cannot raise: keeps the first error for `check`."""
+    """A file for libsndfile's callbacks, which cannot raise: keeps the first error for `check`.
+
+    An interrupt is one too. After an error nothing reaches the file any more.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
+        self._shut = False
 
     def check(self) -> None:
         """Raise the error that a callback met."""
         if self._error:
             raise self._error
 
+    def shut(self) -> None:
+        """Let nothing reach the file any more."""
+        self._shut = True
+
+    def _call(self, method: Callable[..., T], *arguments: Any, otherwise: T) -> T:
+        if self._shut:
+            return otherwise
+        try:
+            return method(*arguments)
+        except BaseException as error:
+            self._error, self._shut = error, True
+            return otherwise
+
     def write(self, data: Any) -> int:
         """As a file's."""
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self._error = self._error or error
-            return 0
+        return self._call(self._file.write, data, otherwise=0)
 
     def read(self, size: int) -> bytes:
         """As a file's."""
-        return self._file.read(size)
+        return self._call(self._file.read, size, otherwise=b"")
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """As a file's."""
-        return self._file.seek(offset, whence)
+        return self._call(self._file.seek, offset, whence, otherwise=0)
 
     def tell(self) -> int:
         """As a file's."""
-        return self._file.tell()
+        return self._call(self._file.tell, otherwise=0)
 
 
 def output_format(path: Path) -> str:
@@ -136,6 +155,8 @@ def output_format(path: Path) -> str:
     """
     suffix = path.suffix.lower().lstrip(".")
     known = {"oga": "OGG", "opus": "OPUS", "aif": "AIFF"}
+    if suffix == "raw":
+        raise UsageError(f"cannot write {path}: samples without a header do not say what they are, use .wav or .flac")
     name = known.get(suffix, suffix.upper())
     if suffix not in known and name not in soundfile.available_formats():
         raise UsageError(
@@ -144,11 +165,26 @@ def output_format(path: Path) -> str:
     return name
 
 
+@contextlib.contextmanager
 def open_sink(
     file: BinaryIO, path: Path, sample_rate: int, channels: int, num_samples: int | None
-) -> WavWriter | SoundFileWriter:
-    """A writer for the format of `path` into `file`; standard output gets WAV."""
-    name = "WAV" if path == PIPE or not path.suffix else output_format(path)
+) -> Iterator[WavWriter | SoundFileWriter]:
+    """A writer for the format of `path` into `file`, closed at the end; an open descriptor (`-`) gets WAV.
+
+    Raises:
+        UsageError: if the suffix of `path` stands for no format, or for one that does not fit.
+    """
+    name = "WAV" if descriptor(path, 1) is not None or not path.suffix else output_format(path)
     if name == "WAV":
-        return WavWriter(file, sample_rate, channels, num_samples)
-    return SoundFileWriter(file, sample_rate, channels, name)
+        wav = WavWriter(file, sample_rate, channels, num_samples)
+        yield wav
+        wav.close()
+        return
+    if not file.seekable():
+        raise UsageError(f"cannot write {path}: {name} does not go into a pipe or device, WAV does")
+    sound = SoundFileWriter(file, sample_rate, channels, name)
+    try:
+        yield sound
+        sound.close()
+    finally:
+        sound.abandon()

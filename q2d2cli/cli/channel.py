@@ -11,7 +11,7 @@ import typer
 
 from q2d2cli.cli.common import Force, Json
 from q2d2cli.errors import UsageError
-from q2d2cli.files import PIPE, atomic_output, check_output, open_binary
+from q2d2cli.files import PIPE, atomic_output, check_output, descriptor, open_binary
 
 
 def channel(
@@ -38,7 +38,7 @@ def channel(
     from q2d2cli.container.channel import Channel, damage_file
     from q2d2cli.container.header import FormatError
 
-    check_output(target, force)
+    check_output(target, force, source)
     try:
         medium = Channel(ber, packet_loss, np.random.Generator(np.random.PCG64(seed)))
     except ValueError as error:
@@ -63,7 +63,7 @@ def channel(
         "lost_blocks": medium.lost_blocks,
     }
     if as_json:
-        print(json.dumps(facts), file=sys.stderr if target == PIPE else sys.stdout)
+        print(json.dumps(facts), file=sys.stderr if descriptor(target, 1) == 1 else sys.stdout)
     else:
         print(
             f"{target}: {medium.flipped_bits} of {medium.bits} payload bits flipped in {medium.hit_blocks} of "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from q2d2cli.errors import Q2D2Error, UsageError, report
-from q2d2cli.files import PIPE, check_input, check_output, make_folder
+from q2d2cli.files import (
+    PIPE,
+    check_input,
+    check_output,
+    descriptor,
+    is_direct,
+    is_same_file,
+    make_folder,
+    open_binary,
+    regular_file,
+)
+from q2d2cli.signals import end_by
 
 if TYPE_CHECKING:
     from q2d2cli.transcode import Progress, Summary
@@ -41,31 +53,41 @@ Job = tuple[Path, Path]
 
 
 def plan(
-    paths: list[Path], out_dir: Path | None, suffix: str, sources: Iterable[str], is_output: Callable[[Path], bool]
+    paths: list[Path], out_dir: Path | None, suffix: str, sources: Iterable[str], check_name: Callable[[Path], None]
 ) -> list[Job]:
-    """Input and output of every file to convert.
+    """Input and output of every file to convert; an input is never an output, whatever the names are.
 
     Args:
         paths: the command's arguments.
         out_dir: the command's `--out-dir`.
         suffix: of outputs that are not named.
         sources: suffixes of the files to take from a folder.
-        is_output: whether the second of two arguments is an output.
+        check_name: raises UsageError if the second of two arguments is no output.
 
     Raises:
         UsageError: if it is not clear what goes where, or a folder holds nothing to convert.
     """
     if out_dir is None:
-        if len(paths) == 1:
-            if paths[0] == PIPE:
-                raise UsageError("reading standard input needs an output: name a file, or - for standard output")
-            return [(paths[0], paths[0].with_suffix(suffix))]
-        if len(paths) == 2 and is_output(paths[1]):
+        if len(paths) > 2:
+            raise UsageError("several inputs need --out-dir (with one input, a second name is the output)")
+        if len(paths) == 2:
+            if is_same_file(*paths):
+                raise UsageError(f"{paths[1]} is both input and output: name another output")
+            if paths[0] != PIPE:
+                check_input(paths[0])
+            check_name(paths[1])
             return [(paths[0], paths[1])]
-        raise UsageError("several inputs need --out-dir (with one input, a second name is the output)")
+        (path,) = paths
+        if descriptor(path, 0) is not None:
+            raise UsageError("reading standard input needs an output: name a file, or - for standard output")
+        check_input(path)
+        if path.suffix.lower() == suffix:
+            other = "decode" if suffix == ".q2d" else "encode"
+            raise UsageError(f"{path} is named like an output: use q2d2 {other}, or name the output too")
+        return [(path, path.with_suffix(suffix))]
     jobs: list[Job] = []
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):
             files = sorted(p for p in path.rglob("*") if p.suffix.lower() in sources and p.is_file())
             if not files:
                 raise UsageError(f"nothing to convert in {path}: no {', '.join(sorted(sources))} files")
@@ -79,17 +101,32 @@ def plan(
         if output in outputs:
             raise UsageError(f"{outputs[output]} and {source} would both become {output}: convert them separately")
         outputs[output] = source
+    read = {(status.st_dev, status.st_ino) for source, _ in jobs if (status := regular_file(source, 0))}
+    for _, output in jobs:
+        status = regular_file(output, 1)
+        if status and (status.st_dev, status.st_ino) in read:
+            raise UsageError(f"{output} is both input and output: choose another folder with --out-dir")
     return jobs
 
 
-def check_single(jobs: list[Job], out_dir: Path | None, force: bool) -> None:
-    """With one file to convert, fail before the model is loaded if it cannot be done."""
-    if len(jobs) == 1:
-        source, target = jobs[0]
-        if source != PIPE:
-            check_input(source)
-        if out_dir is None:
-            check_output(target, force)
+def holds_q2d(path: Path) -> bool:
+    """Whether `path` is a regular file that begins as a .q2d file does."""
+    from q2d2cli.container.header import MAGIC
+
+    if is_direct(path) or regular_file(path, 1) is None:
+        return False
+    with open_binary(path) as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def check_jobs(jobs: list[Job], out_dir: Path | None, force: bool) -> None:
+    """Fail before the model is loaded if nothing can be done."""
+    if len(jobs) == 1 and jobs[0][0] != PIPE:
+        check_input(jobs[0][0])
+    if out_dir is not None:
+        make_folder(out_dir)
+    elif len(jobs) == 1:
+        check_output(jobs[0][1], force, jobs[0][0])
 
 
 def convert_all(
@@ -106,7 +143,7 @@ def convert_all(
         try:
             if out_dir:
                 make_folder(target.parent)
-            check_output(target, force)
+            check_output(target, force, source)
             with progress_bar(source.name, quiet) as progress:
                 summary = convert(source, target, progress)
         except Q2D2Error as error:
@@ -118,9 +155,12 @@ def convert_all(
         if summary.damaged_blocks or summary.lost_blocks:
             report(f"{source} {damage(summary.damaged_blocks, summary.lost_blocks)}; decoded what is there")
         if as_json:
-            print(json.dumps(asdict(summary)), file=sys.stderr if target == PIPE else sys.stdout, flush=True)
+            print(
+                json.dumps(asdict(summary)), file=sys.stderr if descriptor(target, 1) == 1 else sys.stdout, flush=True
+            )
         elif not quiet:
             print(last_line(summary), file=sys.stderr)
+        end_by(summary.stopped_by)
     return code
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from q2d2cli.cli.common import Device, Force, Json, OutDir, Paths, Quiet, check_single, convert_all, plan
+from q2d2cli.cli.common import Device, Force, Json, OutDir, Paths, Quiet, check_jobs, convert_all, holds_q2d, plan
+from q2d2cli.errors import UsageError
 
 if TYPE_CHECKING:
     from q2d2cli.codec import Codec
@@ -37,8 +38,8 @@ def decode(
 
     q2d2 decode in.q2d - | aplay
     """
-    jobs = plan(paths, out_dir, ".wav", {".q2d"}, lambda path: path.suffix.lower() != ".q2d")
-    check_single(jobs, out_dir, force)
+    jobs = plan(paths, out_dir, ".wav", {".q2d"}, check_name)
+    check_jobs(jobs, out_dir, force)
     from q2d2cli.transcode import decode_file
 
     loaded: dict[str, Codec] = {}
@@ -56,3 +57,15 @@ def decode(
         return decode_file(codec_for, source, target, progress)
 
     return convert_all(jobs, out_dir, force, quiet, as_json, convert)
+
+
+def check_name(path: Path) -> None:
+    """Raise UsageError if `path` is rather a second .q2d file than an output, or of no format that can be written."""
+    from q2d2cli.audio import output_format
+
+    if path.suffix.lower() == ".q2d" or holds_q2d(path):
+        raise UsageError(
+            f"{path} is a .q2d file, and decode writes audio: name the output so, or give several inputs --out-dir"
+        )
+    if path.suffix:
+        output_format(path)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from q2d2cli.checkpoints import DEFAULT_MODEL
-from q2d2cli.cli.common import Device, Force, Json, OutDir, Paths, Quiet, check_single, convert_all, plan
+from q2d2cli.cli.common import Device, Force, Json, OutDir, Paths, Quiet, check_jobs, convert_all, holds_q2d, plan
 from q2d2cli.errors import UsageError
+from q2d2cli.files import is_direct, regular_file
 
 if TYPE_CHECKING:
     from q2d2cli.transcode import Progress, Summary
@@ -50,8 +51,8 @@ def encode(
     """
     from q2d2cli.audio import AUDIO_SUFFIXES
 
-    jobs = plan(paths, out_dir, ".q2d", AUDIO_SUFFIXES, lambda path: path.suffix.lower() not in AUDIO_SUFFIXES)
-    check_single(jobs, out_dir, force)
+    jobs = plan(paths, out_dir, ".q2d", AUDIO_SUFFIXES, check_name)
+    check_jobs(jobs, out_dir, force)
     name = choose(model, bitrate)
     from q2d2cli.codec import Codec
     from q2d2cli.transcode import encode_file
@@ -62,6 +63,19 @@ def encode(
         return encode_file(codec, source, target, progress, robust, effort)
 
     return convert_all(jobs, out_dir, force, quiet, as_json, convert)
+
+
+def check_name(path: Path) -> None:
+    """Raise UsageError if `path` is rather a second recording than an output."""
+    from q2d2cli.audio import AUDIO_SUFFIXES
+
+    if path.suffix.lower() in AUDIO_SUFFIXES:
+        raise UsageError(
+            f"{path} is named like audio, and encode writes .q2d: name the output so, or give several inputs --out-dir"
+        )
+    status = None if is_direct(path) else regular_file(path, 1)
+    if status and status.st_size and path.suffix.lower() != ".q2d" and not holds_q2d(path):
+        raise UsageError(f"{path} is there and no .q2d file: name another output, or give several inputs --out-dir")
 
 
 def choose(model: str | None, bitrate: int | None) -> str:

@@ -18,9 +18,10 @@ from q2d2cli import checkpoints
 from q2d2cli.codec import pick_device
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output, make_folder
+from q2d2cli.signals import Stop
 from q2d2cli.training.config import CONFIG_NAME, DataConfig, TrainConfig, to_yaml
 from q2d2cli.training.data import Corpus, MemoryCorpus, open_corpus
-from q2d2cli.training.guard import Stop, only_run
+from q2d2cli.training.guard import only_run
 from q2d2cli.training.scores import validation_clips
 from q2d2cli.training.state import States
 from q2d2cli.training.trainer import Trainer
