@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from q2d2cli.audio import AudioReader, open_sink
+from q2d2cli.audio import AudioReader, RawFormat, open_sink
 from q2d2cli.codec import Codec, with_payload
 from q2d2cli.container.header import FormatError, Header
 from q2d2cli.container.stream import Reader, Writer
@@ -49,6 +49,8 @@ class Summary:
     """Blocks that were missing and filled in."""
     stopped_by: int = 0
     """The signal that ended a recording (what was heard is in the file), 0 if none did."""
+    warnings: tuple[str, ...] = ()
+    """What was wrong with audio that was encoded all the same."""
 
 
 def encode_file(
@@ -58,6 +60,7 @@ def encode_file(
     progress: Progress | None = None,
     robust: bool = False,
     effort: int = 0,
+    raw: RawFormat | None = None,
 ) -> Summary:
     """Encode an audio file (`-`: standard input) to a .q2d file (`-`: standard output).
 
@@ -68,6 +71,7 @@ def encode_file(
         progress: called now and then.
         robust: whether the file's payload is to survive flipped bits and lost blocks.
         effort: as `Codec.encode` takes it.
+        raw: the format of audio without header.
 
     Raises:
         UsageError: if there is no such file, the target's folder cannot be written to, or the
@@ -78,8 +82,8 @@ def encode_file(
     """
     started = time.monotonic()
     samples = 0
-    with AudioReader(source) as audio, recording(source) as stop, atomic_output(target) as file:
-        total = audio.num_samples / audio.sample_rate if audio.num_samples is not None else None
+    with AudioReader(source, raw) as audio, recording(source) as stop, atomic_output(target) as file:
+        total = audio.declared / audio.sample_rate if audio.declared is not None else None
 
         def encoded(seconds: float) -> None:
             if progress:
@@ -100,7 +104,7 @@ def encode_file(
         writer.close(samples)
     counts = (samples, writer.frames, writer.bytes_written, writer.payload_bytes)
     summary = summarize(source, target, writer.header, *counts, time.monotonic() - started)
-    return replace(summary, stopped_by=stop.signal)
+    return replace(summary, stopped_by=stop.signal, warnings=tuple(audio.warnings))
 
 
 @contextmanager
@@ -121,7 +125,11 @@ def recording(source: Path) -> Iterator[Stop]:
 
 
 def decode_file(
-    codec_for: Callable[[Header], Codec], source: Path, target: Path, progress: Progress | None = None
+    codec_for: Callable[[Header], Codec],
+    source: Path,
+    target: Path,
+    progress: Progress | None = None,
+    raw: str | None = None,
 ) -> Summary:
     """Decode a .q2d file (`-`: standard input) to an audio file (`-`: WAV on standard output).
 
@@ -130,6 +138,7 @@ def decode_file(
         source: the .q2d file.
         target: its suffix decides the format.
         progress: called now and then.
+        raw: sample format (`s16le`, `f32le`) of output without header.
 
     Raises:
         UsageError: if there is no such file, model or output format.
@@ -150,7 +159,7 @@ def decode_file(
                 raise Q2D2Error(f"{name} {error}") from error
             file = stack.enter_context(atomic_output(target))
             sink = stack.enter_context(
-                open_sink(file, target, header.original_rate, header.channels, header.num_samples)
+                open_sink(file, target, header.original_rate, header.channels, header.num_samples, raw)
             )
             for block in reader.blocks():
                 for piece in decoder.push(reader.unpack(block)):

@@ -3,11 +3,14 @@
 from q2d2cli.audio.finding import AUDIO_SUFFIXES, audio_files
 from q2d2cli.audio.reading import AudioReader, read_mono, read_original
 from q2d2cli.audio.resampling import Resampler
+from q2d2cli.audio.sources import SAMPLE_FORMATS, RawFormat
 from q2d2cli.audio.writing import SoundFileWriter, WavWriter, open_sink, output_format
 
 __all__ = [
     "AUDIO_SUFFIXES",
+    "SAMPLE_FORMATS",
     "AudioReader",
+    "RawFormat",
     "Resampler",
     "SoundFileWriter",
     "WavWriter",

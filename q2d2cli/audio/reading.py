@@ -4,80 +4,82 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import shutil
-import signal
-import sys
-import tempfile
-import threading
+import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 import soundfile
 
 from q2d2cli.audio.resampling import Resampler
-from q2d2cli.errors import Q2D2Error
-from q2d2cli.files import PIPE, check_input
+from q2d2cli.audio.sources import UNSIZED, RawFormat, check_limits, ffmpeg_source, last_message, open_source
+from q2d2cli.errors import Q2D2Error, muted
+from q2d2cli.files import PIPE
 
-MAX_CHANNELS = 64
+LOUD = 4.0
+"""Samples beyond so many times full scale are warned of: no recording, but numbers at another scale."""
+COMPRESSED = frozenset({"FLAC", "MP3", "OGG"})
+"""libsndfile's formats that may hold fewer samples than they declare."""
+SHORTENED = re.compile(r"^\s*(?:data|SSND|Data Size|BODY|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+"""How libsndfile logs that a file ends before its audio does; declared bytes and those that are there."""
+STRAY = re.compile(r"Unknown chunk marker \(\w+\) at position (\w+)")
+"""How libsndfile logs that what follows the audio makes no sense."""
 
 
 class AudioReader:
     """An audio file, or standard input, read in blocks.
 
     Args:
-        path: any format libsndfile reads; `-` is standard input.
+        path: any format that libsndfile reads, or ffmpeg where it is installed; `-` is standard input.
+        raw: the format of a file without header.
 
     Attributes:
         sample_rate: Hz.
         channels: number of channels.
-        num_samples: samples per channel, None if not known beforehand (a pipe).
+        declared: samples per channel that the file says it has, None if it does not (a pipe).
+        num_samples: those if it is certain that they are there, else None.
+        warnings: what the user should know of a file that was read all the same; complete when `blocks` ends.
 
     Raises:
         UsageError: if there is no such file or it is a folder.
-        Q2D2Error: if it is not audio.
+        Q2D2Error: if it is not audio, or has more than 64 channels or a rate above 1 MHz.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, raw: RawFormat | None = None) -> None:
         self.name = "standard input" if path == PIPE else str(path)
-        if path != PIPE:
-            check_input(path)
-        try:
-            self._file = soundfile.SoundFile(readable_stdin() if path == PIPE else path)
-        except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-            reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
-            raise Q2D2Error(f"cannot read {self.name} as audio: {reason}") from error
-        self.sample_rate: int = self._file.samplerate
-        self.channels: int = self._file.channels
-        self.num_samples: int | None = self._file.frames if self._file.seekable() else None
-        if self.channels > MAX_CHANNELS:
-            raise Q2D2Error(f"{self.name} has {self.channels} channels: at most {MAX_CHANNELS} are supported")
+        self.warnings: list[str] = []
+        with ExitStack() as stack:
+            self._source = open_source(path, self.name, raw, stack)
+            self._file = self._open(stack)
+            self.sample_rate: int = self._file.samplerate
+            self.channels: int = self._file.channels
+            known = self._file.frames < UNSIZED or self._source.seekable
+            self.declared: int | None = self._file.frames if known else None
+            certain = self._source.seekable and self._file.format not in COMPRESSED
+            self.num_samples = self.declared if certain else None
+            check_limits(self.name, self.sample_rate, self.channels)
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> AudioReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._stack.close()
 
     def blocks(self, seconds: float = 1.0) -> Iterator[np.ndarray]:
         """`(channels, samples)` float32 blocks, in order.
 
+        A file that is cut off or damaged ends where it cannot be read any more, with a warning.
+
         Raises:
-            Q2D2Error: if the file is damaged, holds no samples, or holds NaN or infinity.
+            Q2D2Error: if the file holds no samples that can be read, or holds NaN or infinity.
         """
         size = max(1, int(seconds * self.sample_rate))
-        position = 0
-        while True:
-            try:
-                block: np.ndarray = self._file.read(size, dtype="float32", always_2d=True)
-            except (soundfile.LibsndfileError, RuntimeError) as error:
-                reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
-                raise Q2D2Error(
-                    f"cannot read {self.name} beyond {position / self.sample_rate:.2f} s: {reason}"
-                ) from error
+        position, peak, failure = 0, 0.0, ""
+        while not failure:
+            block, failure = self._read(size)
             if not len(block):
                 break
             if not np.isfinite(block).all():
@@ -85,54 +87,83 @@ class AudioReader:
                 raise Q2D2Error(
                     f"{self.name} holds a NaN or infinite sample at {bad / self.sample_rate:.3f} s: repair it first"
                 )
+            peak = max(peak, float(np.abs(block).max()))
             position += len(block)
             yield block.T
+        failure = failure or self._ending(position)
         if not position:
-            raise Q2D2Error(f"{self.name} is empty: it holds no samples")
+            reason = f"cannot be read as audio: {failure}" if failure else "is empty: it holds no samples"
+            raise Q2D2Error(f"{self.name} {reason}")
+        if failure:
+            there = f"took the {position / self.sample_rate:.2f} s that are there"
+            self.warnings.append(f"{self.name} is damaged or cut off: {failure}; {there}")
+        if peak > LOUD:
+            self.warnings.append(
+                f"{self.name} has samples of {peak:.6g} times full scale, which cannot be kept: scale it to +-1 first"
+            )
+
+    def _open(self, stack: ExitStack) -> soundfile.SoundFile:
+        try:
+            return self._open_source(stack)
+        except (soundfile.LibsndfileError, OSError) as error:
+            reason = message(error)
+        if self._source.seekable:
+            try:
+                self._source = ffmpeg_source(self._source.descriptor, stack)
+                return self._open_source(stack)
+            except (Q2D2Error, soundfile.LibsndfileError, OSError) as error:
+                reason = f"{reason}; {message(error)}"
+        if Path(self.name).suffix.lower() in (".raw", ".pcm"):
+            reason += "; if it has no header, use --raw"
+        raise Q2D2Error(f"cannot read {self.name} as audio: {reason}")
+
+    def _open_source(self, stack: ExitStack) -> soundfile.SoundFile:
+        raw = self._source.raw
+        form: dict[str, Any] = {}
+        if raw is not None:
+            form = {"format": "RAW", "samplerate": raw.sample_rate, "channels": raw.channels, "subtype": raw.subtype}
+            form["endian"] = "LITTLE"
+        with self._silence():
+            return stack.enter_context(soundfile.SoundFile(self._source.descriptor, closefd=False, **form))
+
+    def _silence(self) -> contextlib.AbstractContextManager[None]:
+        return muted() if self._source.noisy else contextlib.nullcontext()
+
+    def _read(self, size: int) -> tuple[np.ndarray, str]:
+        """Up to `(size, channels)` samples, and why there are no more if that is an error."""
+        out = np.full((size, self.channels), np.nan, np.float32)
+        try:
+            with self._silence():
+                return self._file.read(out=out), ""
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            # What was decoded before the error is there, and what follows is as it was.
+            return out[: int(np.isnan(out).any(axis=1).argmax())], message(error)
+
+    def _ending(self, samples: int) -> str:
+        """What is wrong with a file that ended after so many samples; empty if nothing is."""
+        if self._source.ffmpeg is not None:
+            process, messages = self._source.ffmpeg
+            code = process.wait()
+            return last_message(messages) if code or os.fstat(messages.fileno()).st_size else ""
+        # The length of MP3 and Ogg is an estimate.
+        slack = self.sample_rate // 20 if self._file.format in ("MP3", "OGG") else 0
+        if self.declared is not None and samples + slack < self.declared:
+            return f"it declares {self.declared / self.sample_rate:.2f} s"
+        if found := SHORTENED.search(self._file.extra_info):
+            declared, there = map(int, found.groups())
+            if there < declared < UNSIZED:
+                return f"it declares {declared} bytes of audio and holds {there}"
+        if self._source.seekable and (found := STRAY.search(self._file.extra_info)):
+            size = os.fstat(self._source.descriptor).st_size
+            if 10 * (stray := size - int(found[1])) > size:
+                return f"{stray} bytes follow that its header does not speak of"
+        return ""
 
 
-def readable_stdin() -> int | BinaryIO:
-    """Standard input as something libsndfile can read.
-
-    A redirected file can be sought in and a pipe is read as it comes, except FLAC, which
-    libsndfile cannot read from a pipe: it is put into a temporary file first.
-    """
-    stdin = sys.stdin.fileno()
-    with contextlib.suppress(OSError):
-        os.lseek(stdin, 0, os.SEEK_CUR)
-        return os.dup(stdin)
-    source = os.fdopen(os.dup(stdin), "rb", buffering=0)
-    start = b""
-    while len(start) < 4 and (more := source.read(4 - len(start))):
-        start += more
-    if start == b"fLaC":
-        spool = tempfile.TemporaryFile()  # noqa: SIM115 - libsndfile reads from it
-        spool.write(start)
-        shutil.copyfileobj(source, spool)
-        spool.seek(0)
-        return spool
-    read_end, write_end = os.pipe()
-    wake_read, wake_write = os.pipe()
-    os.set_blocking(wake_write, False)
-    with contextlib.suppress(ValueError):  # not the main thread: then signals are not ours
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-
-    def forward() -> None:
-        # libsndfile goes on reading through signals: an interrupt must end its input, or it
-        # would only be noticed when the next audio comes. It also stops reading at the end of
-        # the audio, which may be before the end of the pipe.
-        with contextlib.suppress(BrokenPipeError), os.fdopen(write_end, "wb") as sink:
-            sink.write(start)
-            sink.flush()
-            while wake_read not in select.select([source.fileno(), wake_read], [], [])[0]:
-                data = source.read(65536)
-                if not data:
-                    break
-                sink.write(data)
-                sink.flush()
-
-    threading.Thread(target=forward, daemon=True).start()
-    return read_end
+def message(error: Exception) -> str:
+    """An error's message, to be put into a sentence."""
+    text = str(getattr(error, "error_string", error)).strip().removeprefix("Error : ").rstrip(".")
+    return text or type(error).__name__
 
 
 def read_mono(path: Path, sample_rate: int) -> np.ndarray:

@@ -48,7 +48,7 @@ class WavWriter:
     def write(self, samples: np.ndarray) -> None:
         """Append `(channels, samples)` float32; beyond full scale is clipped."""
         self._written += samples.shape[1]
-        self._file.write((samples.T.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+        self._file.write(to_int16(samples))
 
     def close(self) -> None:
         """Put the final sizes into the header."""
@@ -57,6 +57,23 @@ class WavWriter:
             self._file.seek(self._start)
             self._file.write(self._header(self._written))
             self._file.seek(end)
+
+
+class RawWriter:
+    """PCM without header, little endian, channels interleaved, to any binary file.
+
+    Args:
+        file: open for writing.
+        sample_format: `s16le` or `f32le`.
+    """
+
+    def __init__(self, file: BinaryIO, sample_format: str) -> None:
+        self._file, self._format = file, sample_format
+
+    def write(self, samples: np.ndarray) -> None:
+        """Append `(channels, samples)` float32; beyond full scale is clipped in `s16le`."""
+        floats = self._format == "f32le"
+        self._file.write(samples.T.astype("<f4").tobytes() if floats else to_int16(samples))
 
 
 class SoundFileWriter:
@@ -99,6 +116,11 @@ class SoundFileWriter:
         self._guard.shut()
         with contextlib.suppress(soundfile.LibsndfileError):
             self._sound.close()
+
+
+def to_int16(samples: np.ndarray) -> bytes:
+    """`(channels, samples)` as interleaved 16-bit little-endian; beyond full scale is clipped."""
+    return (samples.T.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
 
 
 class GuardedFile:
@@ -167,13 +189,18 @@ def output_format(path: Path) -> str:
 
 @contextlib.contextmanager
 def open_sink(
-    file: BinaryIO, path: Path, sample_rate: int, channels: int, num_samples: int | None
-) -> Iterator[WavWriter | SoundFileWriter]:
+    file: BinaryIO, path: Path, sample_rate: int, channels: int, num_samples: int | None, raw: str | None = None
+) -> Iterator[WavWriter | SoundFileWriter | RawWriter]:
     """A writer for the format of `path` into `file`, closed at the end; an open descriptor (`-`) gets WAV.
+
+    With `raw` a writer for PCM of that sample format instead, whatever `path` is.
 
     Raises:
         UsageError: if the suffix of `path` stands for no format, or for one that does not fit.
     """
+    if raw is not None:
+        yield RawWriter(file, raw)
+        return
     name = "WAV" if descriptor(path, 1) is not None or not path.suffix else output_format(path)
     if name == "WAV":
         wav = WavWriter(file, sample_rate, channels, num_samples)

@@ -49,6 +49,11 @@ Limit = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per file instead of the last line.")]
 
+Raw = Annotated[bool, typer.Option("--raw", help="Audio is PCM without header: little endian, interleaved.")]
+SampleFormat = Annotated[
+    str | None, typer.Option("--sample-format", help="Of --raw: s16le (the default) or f32le.", show_default=False)
+]
+
 Job = tuple[Path, Path]
 
 
@@ -109,6 +114,21 @@ def plan(
     return jobs
 
 
+def raw_format(raw: bool, sample_format: str | None) -> str | None:
+    """The sample format that `--raw` and `--sample-format` ask for; None if audio has a header.
+
+    Raises:
+        UsageError: if there is no such format, or `--raw` is missing.
+    """
+    from q2d2cli.audio import SAMPLE_FORMATS
+
+    if sample_format is not None and sample_format not in SAMPLE_FORMATS:
+        raise UsageError(f"unknown sample format {sample_format!r}: choose from {', '.join(SAMPLE_FORMATS)}")
+    if sample_format is not None and not raw:
+        raise UsageError("--sample-format is for audio without header: add --raw, or leave it out")
+    return (sample_format or next(iter(SAMPLE_FORMATS))) if raw else None
+
+
 def holds_q2d(path: Path) -> bool:
     """Whether `path` is a regular file that begins as a .q2d file does."""
     from q2d2cli.container.header import MAGIC
@@ -152,6 +172,8 @@ def convert_all(
             report(error)
             code = max(code, error.exit_code)
             continue
+        for warning in summary.warnings:
+            report(warning)
         if summary.damaged_blocks or summary.lost_blocks:
             report(f"{source} {damage(summary.damaged_blocks, summary.lost_blocks)}; decoded what is there")
         if as_json:

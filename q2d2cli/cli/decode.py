@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from q2d2cli.cli.common import Device, Force, Json, OutDir, Paths, Quiet, check_jobs, convert_all, holds_q2d, plan
+from q2d2cli.cli.common import (
+    Device,
+    Force,
+    Json,
+    OutDir,
+    Paths,
+    Quiet,
+    Raw,
+    SampleFormat,
+    check_jobs,
+    convert_all,
+    holds_q2d,
+    plan,
+    raw_format,
+)
 from q2d2cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +41,8 @@ def decode(
         ),
     ] = None,
     device: Device = "auto",
+    raw: Raw = False,
+    sample_format: SampleFormat = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -37,8 +53,11 @@ def decode(
     q2d2 decode FOLDER --out-dir OUT
 
     q2d2 decode in.q2d - | aplay
+
+    q2d2 decode --raw in.q2d - | ...
     """
-    jobs = plan(paths, out_dir, ".wav", {".q2d"}, check_name)
+    form = raw_format(raw, sample_format)
+    jobs = plan(paths, out_dir, ".raw" if raw else ".wav", {".q2d"}, check_raw_name if raw else check_name)
     check_jobs(jobs, out_dir, force)
     from q2d2cli.transcode import decode_file
 
@@ -54,7 +73,7 @@ def decode(
         return loaded[wanted]
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
-        return decode_file(codec_for, source, target, progress)
+        return decode_file(codec_for, source, target, progress, form)
 
     return convert_all(jobs, out_dir, force, quiet, as_json, convert)
 
@@ -63,9 +82,14 @@ def check_name(path: Path) -> None:
     """Raise UsageError if `path` is rather a second .q2d file than an output, or of no format that can be written."""
     from q2d2cli.audio import output_format
 
+    check_raw_name(path)
+    if path.suffix:
+        output_format(path)
+
+
+def check_raw_name(path: Path) -> None:
+    """Raise UsageError if `path` is rather a second .q2d file than an output."""
     if path.suffix.lower() == ".q2d" or holds_q2d(path):
         raise UsageError(
             f"{path} is a .q2d file, and decode writes audio: name the output so, or give several inputs --out-dir"
         )
-    if path.suffix:
-        output_format(path)

@@ -8,11 +8,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from q2d2cli.checkpoints import DEFAULT_MODEL
-from q2d2cli.cli.common import Device, Force, Json, OutDir, Paths, Quiet, check_jobs, convert_all, holds_q2d, plan
+from q2d2cli.cli.common import (
+    Device,
+    Force,
+    Json,
+    OutDir,
+    Paths,
+    Quiet,
+    Raw,
+    SampleFormat,
+    check_jobs,
+    convert_all,
+    holds_q2d,
+    plan,
+    raw_format,
+)
 from q2d2cli.errors import UsageError
 from q2d2cli.files import is_direct, regular_file
 
 if TYPE_CHECKING:
+    from q2d2cli.audio import RawFormat
     from q2d2cli.transcode import Progress, Summary
 
 
@@ -38,21 +53,33 @@ def encode(
             "--effort", "-e", min=0, help="Rounds of search for better tokens; 20 is a good number, and slow."
         ),
     ] = 0,
+    raw: Raw = False,
+    rate: Annotated[
+        int | None, typer.Option("--rate", min=1, max=1_000_000, help="Of --raw: sample rate, Hz.", show_default=False)
+    ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option("--channels", min=1, max=64, help="Of --raw: 1 if not given.", show_default=False),
+    ] = None,
+    sample_format: SampleFormat = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
-    """Encode audio to .q2d: WAV, FLAC, Ogg, Opus, MP3 and more, any sample rate, any number of channels.
+    """Encode audio to .q2d: WAV, FLAC, Ogg, Opus, MP3 and more (with ffmpeg M4A, video ...), any rate and channels.
 
     q2d2 encode in.wav out.q2d
 
     q2d2 encode FOLDER --out-dir OUT
 
     arecord -f cd | q2d2 encode - - > out.q2d
+
+    ... | q2d2 encode --raw --rate 16000 - - > out.q2d
     """
     from q2d2cli.audio import AUDIO_SUFFIXES
 
     jobs = plan(paths, out_dir, ".q2d", AUDIO_SUFFIXES, check_name)
     check_jobs(jobs, out_dir, force)
+    form = input_format(raw, rate, channels, sample_format)
     name = choose(model, bitrate)
     from q2d2cli.codec import Codec
     from q2d2cli.transcode import encode_file
@@ -60,7 +87,7 @@ def encode(
     codec = Codec.from_pretrained(name, device)
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
-        return encode_file(codec, source, target, progress, robust, effort)
+        return encode_file(codec, source, target, progress, robust, effort, form)
 
     return convert_all(jobs, out_dir, force, quiet, as_json, convert)
 
@@ -76,6 +103,24 @@ def check_name(path: Path) -> None:
     status = None if is_direct(path) else regular_file(path, 1)
     if status and status.st_size and path.suffix.lower() != ".q2d" and not holds_q2d(path):
         raise UsageError(f"{path} is there and no .q2d file: name another output, or give several inputs --out-dir")
+
+
+def input_format(raw: bool, rate: int | None, channels: int | None, sample_format: str | None) -> RawFormat | None:
+    """What `--raw` and its companions say about the input; None without it.
+
+    Raises:
+        UsageError: if one of them is missing or in vain.
+    """
+    from q2d2cli.audio import SAMPLE_FORMATS, RawFormat
+
+    name = raw_format(raw, sample_format)
+    if name is None:
+        if rate is not None or channels is not None:
+            raise UsageError("--rate and --channels are for audio without header: add --raw, or leave them out")
+        return None
+    if rate is None:
+        raise UsageError("--raw needs --rate: audio without header does not say its sample rate")
+    return RawFormat(rate, channels or 1, SAMPLE_FORMATS[name])
 
 
 def choose(model: str | None, bitrate: int | None) -> str:
