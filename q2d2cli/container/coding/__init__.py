@@ -1,0 +1,1 @@
+"""Entropy coding of pair indices: context models in integers, a range coder, blocks side by side. Imports no torch."""

@@ -1,0 +1,75 @@
+"""What a context model is: counts for every pair index from those before it in the same block.
+
+All arithmetic that decides a count is on whole numbers, so that writer and reader agree on every machine.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+
+class Predictor(ABC):
+    """Blocks side by side, one pair index of each at a time; each begins anew.
+
+    Goes through the pairs of a frame in turn: `counts(0)`, `take(0, ...)`, `counts(1)`, ..., then the next frame.
+    """
+
+    @abstractmethod
+    def counts(self, pair: int) -> np.ndarray:
+        """`(rows, sizes[pair])` uint64, each at least 1, sums at most `ranges.MAX_TOTAL`."""
+
+    @abstractmethod
+    def take(self, pair: int, indices: np.ndarray) -> None:
+        """The indices that were there: `(rows,)` int64."""
+
+    @abstractmethod
+    def keep(self, rows: int) -> None:
+        """Go on with the first rows only."""
+
+
+class ContextModel(ABC):
+    """A context model that has been read.
+
+    Attributes:
+        sizes: points of each pair's grid.
+        fingerprint: first 8 bytes of the SHA-256 of its file.
+    """
+
+    sizes: tuple[int, ...]
+    fingerprint: bytes = b""
+
+    @abstractmethod
+    def begin(self, rows: int) -> Predictor:
+        """Start blocks side by side."""
+
+    def intervals(self, indices: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """What the range coder wants of known indices.
+
+        Args:
+            indices: `(rows, frames, pairs)` int64; rows are filled up behind their length with anything in range.
+            lengths: `(rows,)` frames of each, longest first.
+
+        Returns:
+            `(rows, frames, pairs, 3)` int64: start, count and total of each.
+        """
+        rows, frames, pairs = indices.shape
+        found = np.zeros((rows, frames, pairs, 3), np.int64)
+        predictor = self.begin(rows)
+        for frame in range(frames):
+            rows = int((lengths > frame).sum())
+            predictor.keep(rows)
+            for pair in range(pairs):
+                symbols = indices[:rows, frame, pair]
+                found[:rows, frame, pair] = spans(predictor.counts(pair), symbols)
+                predictor.take(pair, symbols)
+        return found
+
+
+def spans(counts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+    """`(rows, 3)` int64 start, count and total of `(rows,)` symbols in `(rows, alternatives)` counts."""
+    ends = counts.cumsum(axis=1)
+    rows = np.arange(len(counts))
+    count = counts[rows, symbols]
+    return np.stack([ends[rows, symbols] - count, count, ends[:, -1]], axis=1).astype(np.int64)

@@ -1,0 +1,103 @@
+"""A range coder for one stream, and its decoder for many streams side by side (docs/format.md, "Range coder").
+
+Martin 1979, "Range encoding", with 64 bits of range and words of 32 bits, the most significant first. A symbol takes
+the part of the range that its count is of the total; totals need not be powers of two. Integer arithmetic alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from q2d2cli.container.header import FormatError
+
+MAX_TOTAL = 2**24
+"""The counts of a symbol's alternatives must add up to at most this."""
+FULL = 2**64 - 1
+WORD = 2**32
+FOLD_BITS = 2048
+"""Bits above the range that are kept at hand; older ones wait in one large number, which is slow to touch."""
+
+
+def encode(symbols: Iterable[tuple[int, int, int]]) -> bytes:
+    """Symbols to bytes.
+
+    Args:
+        symbols: of each its start (the sum of the counts before its own), its count (at least 1) and the total.
+
+    Returns:
+        The shortest bytes that decode to them; zeros at the end are left out.
+    """
+    done, low, span, above, bits = 0, 0, FULL, 0, 64
+    for start, count, total in symbols:
+        unit = span // total
+        low += start * unit
+        span = count * unit
+        if span < WORD:
+            low <<= 32
+            span <<= 32
+            above += 32
+            bits += 32
+            if above >= FOLD_BITS:
+                # A carry out of `low` is still in it: the addition brings it to where it belongs.
+                done = (done << above) + (low >> 64)
+                low &= FULL
+                above = 0
+    value = (done << (above + 64)) + low
+    zeros = span.bit_length() - 1
+    while (rounded := -(-value >> zeros) << zeros) >= value + span:
+        zeros -= 1
+    return rounded.to_bytes(bits // 8, "big").rstrip(b"\0")
+
+
+class Decoder:
+    """Decodes streams side by side, one symbol of each at a time.
+
+    Args:
+        streams: what `encode` gave.
+    """
+
+    def __init__(self, streams: Sequence[bytes]) -> None:
+        self._lengths = np.array([len(stream) for stream in streams], np.int64)
+        width = -(-int(self._lengths.max(initial=0)) // 4) + 3
+        padded = b"".join(stream.ljust(4 * width, b"\0") for stream in streams)
+        self._words = np.frombuffer(padded, ">u4").reshape(len(streams), width).astype(np.uint64)
+        self._code = self._words[:, 0] << np.uint64(32) | self._words[:, 1]
+        self._span = np.full(len(streams), FULL, np.uint64)
+        self._position = np.full(len(streams), 2, np.int64)
+        self._rows = np.arange(len(streams))
+
+    def decode(self, counts: np.ndarray) -> np.ndarray:
+        """The next symbol of the first streams.
+
+        Args:
+            counts: `(streams, alternatives)` uint64, each at least 1, sums at most `MAX_TOTAL`.
+
+        Returns:
+            `(streams,)` int64.
+        """
+        n = len(counts)
+        rows, code, span = self._rows[:n], self._code[:n], self._span[:n]
+        ends = counts.cumsum(axis=1)
+        total = ends[:, -1]
+        unit = span // total
+        place = np.minimum(code // unit, total - np.uint64(1))
+        symbols = (ends <= place[:, None]).sum(axis=1)
+        count = counts[rows, symbols]
+        code -= (ends[rows, symbols] - count) * unit
+        np.multiply(count, unit, out=span)
+        small = np.flatnonzero(span < WORD)
+        if len(small):
+            position = self._position[small]
+            # Bytes that ended the stream are zeros that were left out; damaged streams go on with zeros, too.
+            word = self._words[small, np.minimum(position, self._words.shape[1] - 1)]
+            code[small] = code[small] << np.uint64(32) | word
+            span[small] <<= np.uint64(32)
+            self._position[small] = position + 1
+        return symbols
+
+    def check(self, stream: int, data: bytes) -> None:
+        """Raise FormatError if stream number `stream`, whose bytes are `data`, goes on after its last symbol."""
+        if len(data) > 4 * self._position[stream] or data.endswith(b"\0"):
+            raise FormatError("entropy-coded payload has more bytes than it needs")

@@ -1,0 +1,233 @@
+"""A small recurrent network in whole numbers as context model (docs/entropy-coding.md, "The network").
+
+A light gated recurrent unit (Ravanelli et al. 2018, arXiv:1803.10225) over frames, and for each pair a hidden layer
+that sees the state and the pairs before it in the frame. Weights have 8 bits. Numbers are held as float32 so that the
+products run in a BLAS, and stay whole and below 2**24 throughout, where float32 is exact: whatever the order of the
+sums, the processor or the library, the counts are the same.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from q2d2cli.container.coding.context import ContextModel, Predictor, spans
+from q2d2cli.container.coding.ranges import MAX_TOTAL
+
+ONE = 2**10
+"""1.0 in the state."""
+WEIGHT_BITS = {"state": 7, "embedding": 6, "input": 6, "out": 4}
+"""Bits behind the point of each kind of weight."""
+PRE_BITS = 17
+"""Bits behind the point of what goes into gates and hidden layers."""
+HIDDEN_BITS = 8
+"""Bits behind the point of the hidden layers."""
+STEPS = 64
+"""Logits are in this part of a bit."""
+LARGEST = 2**16
+"""Count of the likeliest point."""
+EXACT = 2**24
+"""Whole numbers up to here are exact in float32."""
+MAX_POINTS = MAX_TOTAL // LARGEST - 1
+"""Largest grid that the counts have room for."""
+Tensors = dict[str, np.ndarray]
+
+
+@lru_cache(maxsize=1)
+def powers() -> np.ndarray:
+    """`(16 * STEPS + 1,)` uint64: `LARGEST * 2**(-k / STEPS)` rounded down, from integers alone; the last is 1."""
+    table = []
+    value = LARGEST
+    for k in range(16 * STEPS + 1):
+        # The largest value whose 64th power is not above 2**(16 * 64 - k).
+        while value**STEPS > 1 << (16 * STEPS - k):
+            value -= 1
+        table.append(value)
+    return np.array(table, np.uint64)
+
+
+class RecurrentModel(ContextModel):
+    """The network.
+
+    Args:
+        tensors: `recurrent` (units, 2 * units), `recurrent_bias` (2 * units,), and for each pair `j`
+            `embedding.j` (points + 1, size), `input.j` (size, 2 * units), `hidden.j` (units, width), `hidden_bias.j`
+            (width,), `out.j` (width, points), `out_bias.j` (points,), and for each pair `k` before it `within.j.k`
+            (size, width). Weights int8, biases int32.
+
+    Raises:
+        ValueError: if a tensor is missing or has another shape or type, a grid is too large, or a sum could become
+            too large to be exact.
+        KeyError: if a tensor is missing.
+    """
+
+    def __init__(self, tensors: Tensors) -> None:
+        pairs = sum(name.startswith("out.") for name in tensors)
+        self.sizes = tuple(tensors[f"out.{j}"].shape[1] for j in range(pairs))
+        self.units, self.width, embedded = check_shapes(tensors, self.sizes)
+        whole = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+        shift = np.float32(2 ** (PRE_BITS - WEIGHT_BITS["embedding"] - WEIGHT_BITS["input"]))
+        embeddings = [whole[f"embedding.{j}"] for j in range(pairs)]
+        self.state = np.concatenate([whole["recurrent"], *(whole[f"hidden.{j}"] for j in range(pairs))], axis=1)
+        self.inputs = [embeddings[j] @ whole[f"input.{j}"] * shift for j in range(pairs)]
+        self.inputs[0] += whole["recurrent_bias"]
+        self.hidden_bias = [whole[f"hidden_bias.{j}"] for j in range(pairs)]
+        self.within = {
+            (j, k): embeddings[k][:-1] @ whole[f"within.{j}.{k}"] * shift for j in range(pairs) for k in range(j)
+        }
+        self.out = [whole[f"out.{j}"] for j in range(pairs)]
+        self.out_bias = [whole[f"out_bias.{j}"] for j in range(pairs)]
+        self._check_sums(embedded)
+
+    def _check_sums(self, embedded: int) -> None:
+        """Raise ValueError unless every sum is exact in whatever order it is taken."""
+        pairs = range(len(self.sizes))
+        sums = np.abs(self.state).astype(np.float64).sum(axis=0) * ONE
+        recurrent = sums[: 2 * self.units] + sum(np.abs(table).max(axis=0) for table in self.inputs)
+        highest = [recurrent, np.array(127.0 * 127.0 * embedded)]
+        for j in pairs:
+            part = sums[2 * self.units + j * self.width : 2 * self.units + (j + 1) * self.width]
+            highest.append(
+                part + np.abs(self.hidden_bias[j]) + sum(np.abs(self.within[j, k]).max(axis=0) for k in range(j))
+            )
+            highest.append(np.abs(self.out[j]).astype(np.float64).sum(axis=0) * 2**HIDDEN_BITS + np.abs(self.out_bias[j]))
+        if max(float(values.max()) for values in highest) >= EXACT / 2:
+            raise ValueError("its sums are too large to be exact")
+
+    def begin(self, rows: int) -> Predictor:
+        """As `ContextModel.begin`."""
+        return RecurrentPredictor(self, rows)
+
+    def first(self) -> np.ndarray:
+        """`(pairs,)`: what stands for the indices before the first frame."""
+        return np.array(self.sizes)
+
+    def step(self, state: np.ndarray, sums: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """One frame of the recurrent unit.
+
+        Args:
+            state: `(rows, units)` before.
+            sums: `(rows, at least 2 * units)`, `state @ self.state`.
+            before: `(rows, pairs)` indices of the frame that has ended.
+
+        Returns:
+            `(rows, units)`.
+        """
+        units = self.units
+        mixed = self.inputs[0][before[:, 0]]
+        for pair in range(1, len(self.sizes)):
+            mixed += self.inputs[pair][before[:, pair]]
+        mixed += sums[:, : 2 * units]
+        # A hard sigmoid in 256ths, x / 4 + 1/2; a hard hyperbolic tangent.
+        gate = np.floor(mixed[:, :units] * np.float32(2.0 ** (6 - PRE_BITS)))
+        gate += 128
+        np.clip(gate, 0, 256, out=gate)
+        change = np.floor(mixed[:, units:] * np.float32(2.0 ** (10 - PRE_BITS)))
+        np.clip(change, -ONE, ONE, out=change)
+        change -= state
+        change *= gate
+        change += 128
+        change *= np.float32(2.0**-8)
+        np.floor(change, out=change)
+        change += state
+        return change
+
+    def counts(self, pair: int, sums: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Counts of one pair.
+
+        Args:
+            pair: its number.
+            sums: `(rows, 2 * units + pairs * width)`, `state @ self.state`.
+            indices: `(rows, pairs)` of this frame; those from `pair` on have no influence.
+
+        Returns:
+            `(rows, points)` uint64.
+        """
+        begin = 2 * self.units + pair * self.width
+        hidden = sums[:, begin : begin + self.width] + self.hidden_bias[pair]
+        for earlier in range(pair):
+            hidden += self.within[pair, earlier][indices[:, earlier]]
+        hidden *= np.float32(2.0 ** (HIDDEN_BITS - PRE_BITS))
+        np.floor(hidden, out=hidden)
+        np.clip(hidden, 0, 2**HIDDEN_BITS, out=hidden)
+        logits = hidden @ self.out[pair]
+        logits += self.out_bias[pair]
+        np.subtract(logits.max(axis=1, keepdims=True), logits, out=logits)
+        logits *= np.float32(STEPS / 2.0 ** (HIDDEN_BITS + WEIGHT_BITS["out"]))
+        table = powers()
+        np.minimum(logits, len(table) - 1, out=logits)
+        return table[logits.astype(np.int32)]
+
+    def intervals(self, indices: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """As `ContextModel.intervals`; the states come one after the other, all else at once."""
+        rows, frames, pairs = indices.shape
+        state = np.zeros((rows, self.units), np.float32)
+        before = np.tile(self.first(), (rows, 1))
+        recurrent = np.ascontiguousarray(self.state[:, : 2 * self.units])
+        states = np.zeros((frames, rows, self.units), np.float32)
+        for frame in range(frames):
+            alive = int((lengths > frame).sum())
+            state = self.step(state[:alive], state[:alive] @ recurrent, before[:alive])
+            states[frame, :alive] = state
+            before = indices[:, frame]
+        found = np.empty((frames, rows, pairs, 3), np.int64)
+        for begin in range(0, frames, 64):
+            piece = states[begin : begin + 64]
+            sums = piece.reshape(-1, self.units) @ self.state
+            known = indices[:, begin : begin + 64].transpose(1, 0, 2).reshape(-1, pairs)
+            for pair in range(pairs):
+                counts = self.counts(pair, sums, known)
+                found[begin : begin + 64, :, pair] = spans(counts, known[:, pair]).reshape(*piece.shape[:2], 3)
+        return found.transpose(1, 0, 2, 3)
+
+
+class RecurrentPredictor(Predictor):
+    """See `RecurrentModel`."""
+
+    def __init__(self, model: RecurrentModel, rows: int) -> None:
+        self._model = model
+        self._indices = np.tile(model.first(), (rows, 1))
+        self._state = np.zeros((rows, model.units), np.float32)
+        self._sums = self._state @ model.state
+
+    def counts(self, pair: int) -> np.ndarray:
+        """As `Predictor.counts`."""
+        if pair == 0:
+            self._state = self._model.step(self._state, self._sums, self._indices)
+            self._sums = self._state @ self._model.state
+        return self._model.counts(pair, self._sums, self._indices)
+
+    def take(self, pair: int, indices: np.ndarray) -> None:
+        """As `Predictor.take`."""
+        self._indices[:, pair] = indices
+
+    def keep(self, rows: int) -> None:
+        """As `Predictor.keep`."""
+        self._indices, self._state, self._sums = self._indices[:rows], self._state[:rows], self._sums[:rows]
+
+
+def check_shapes(tensors: Tensors, sizes: tuple[int, ...]) -> tuple[int, int, int]:
+    """Units, width of the hidden layers and size of the embeddings.
+
+    Raises:
+        ValueError: if a tensor has another shape or type than it should, or a grid is too large.
+        KeyError: if one is missing.
+    """
+    if not sizes or max(sizes) > MAX_POINTS:
+        raise ValueError(f"it has {len(sizes)} grids of up to {max(sizes, default=0)} points, not 1 to {MAX_POINTS}")
+    units, width, embedded = len(tensors["recurrent"]), tensors["hidden.0"].shape[-1], tensors["embedding.0"].shape[-1]
+    expected: dict[str, tuple[int, ...]] = {"recurrent": (units, 2 * units), "recurrent_bias": (2 * units,)}
+    for j, size in enumerate(sizes):
+        expected[f"embedding.{j}"] = (size + 1, embedded)
+        expected[f"input.{j}"] = (embedded, 2 * units)
+        expected[f"hidden.{j}"] = (units, width)
+        expected[f"hidden_bias.{j}"] = (width,)
+        expected[f"out.{j}"] = (width, size)
+        expected[f"out_bias.{j}"] = (size,)
+        expected.update({f"within.{j}.{k}": (embedded, width) for k in range(j)})
+    for name, shape in expected.items():
+        kind = np.int32 if "bias" in name else np.int8
+        if tensors[name].shape != shape or tensors[name].dtype != kind:
+            raise ValueError(f"its tensor {name} has shape {tensors[name].shape}, not {shape}, or another type")
+    return units, width, embedded
