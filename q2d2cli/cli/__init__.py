@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from q2d2cli.cli import analyze, channel, decode, encode, evaluate, export, info, models, probe, train
+from q2d2cli.cli import analyze, channel, context, decode, encode, evaluate, export, info, models, probe, train
 
 app = typer.Typer(
     name="q2d2",
@@ -45,4 +45,5 @@ app.command("eval", no_args_is_help=True)(evaluate.evaluate)
 app.command("analyze", no_args_is_help=True)(analyze.analyze)
 app.command("probe", no_args_is_help=True)(probe.probe)
 app.command("train", no_args_is_help=True)(train.train)
+app.command("context", no_args_is_help=True)(context.context)
 app.command("export", no_args_is_help=True)(export.export)

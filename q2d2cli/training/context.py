@@ -1,10 +1,9 @@
-"""Training of context models for entropy coding: tokens of a folder of audio, tables of counts, the recurrent network."""
+"""Training of context models for entropy coding: tokens of a folder of audio, tables, the recurrent network."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,15 @@ import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
 
-from q2d2cli.audio import audio_files, read_mono
+from q2d2cli.audio.reading import read_mono
 from q2d2cli.codec import Codec
-from q2d2cli.container.coding.recurrent import HIDDEN_BITS, PRE_BITS, WEIGHT_BITS
+from q2d2cli.container.coding import library
+from q2d2cli.container.coding.recurrent import HIDDEN_BITS, MAX_POINTS, PRE_BITS, WEIGHT_BITS
 from q2d2cli.container.labelling import coordinates, shapes
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.quantizers.spec import QuantizerSpec
 from q2d2cli.training.augment import SPEEDS
+from q2d2cli.training.data import find_audio
 from q2d2cli.training.trainer import has_bfloat16
 
 ROW_SECONDS, ROWS = 10.0, 16
@@ -36,6 +37,8 @@ UNITS, WIDTH, EMBEDDED = 128, 96, 32
 DEGREE = 6
 """Of the smooth functions of a point's coordinates that embeddings and logits have a part of."""
 LEARNING_RATE, WEIGHT_DECAY = 4e-3, 0.02
+ADAPTIVE_STEP = 64
+"""What a point adds to its count in adaptive tables."""
 COUNTS_TOTAL = 2**15
 """About what the counts of a row of a table add up to."""
 
@@ -44,12 +47,49 @@ Report = Callable[[str, int, int], None]
 Tensors = dict[str, np.ndarray]
 
 
+def make(
+    codec: Codec,
+    folder: Path,
+    target: Path,
+    kind: library.Kind,
+    minutes: float,
+    steps: int,
+    seed: int,
+    report: Report,
+) -> None:
+    """Train a context model and write it.
+
+    Args:
+        codec: the model whose tokens it is for.
+        folder: as `gather` takes it.
+        target: the file.
+        kind: of context model.
+        minutes: of audio.
+        steps: of training the recurrent network.
+        seed: decides everything.
+        report: told how far it is.
+
+    Raises:
+        UsageError: if there is no audio, or a grid is too large for a context model.
+    """
+    if max(codec.quantizer.sizes) > MAX_POINTS:
+        raise UsageError(
+            f"a grid of {max(codec.quantizer.sizes)} points is too large for a context model: {MAX_POINTS} is the most"
+        )
+    tokens = gather(codec, folder, minutes, seed, report)
+    if kind == "recurrent":
+        tensors = train(tokens, codec.quantizer, steps, seed, report)
+    else:
+        tensors = count_tables(tokens, codec.quantizer, ADAPTIVE_STEP if kind == "adaptive" else 0)
+    library.save(target, kind, tensors, codec.fingerprint)
+
+
 def gather(codec: Codec, folder: Path, minutes: float, seed: int, report: Report) -> np.ndarray:
     """Tokens of audio in random order, some of it at other speeds and levels: more tokens than there is audio.
 
     Args:
         codec: the model.
-        folder: with audio; files that cannot be read are left out.
+        folder: with audio, or a list of paths; files that cannot be read are left out.
         minutes: of audio to encode; files come again, changed, where there are fewer.
         seed: decides everything.
         report: told of the minutes.
@@ -60,7 +100,7 @@ def gather(codec: Codec, folder: Path, minutes: float, seed: int, report: Report
     Raises:
         UsageError: if there is no audio.
     """
-    paths = audio_files(folder)
+    paths = find_audio(folder)
     rng = np.random.default_rng(seed)
     length = round(ROW_SECONDS * codec.frame_rate) * codec.config.hop
     wanted = max(1, round(minutes * 60 / ROW_SECONDS))
@@ -122,18 +162,7 @@ def count_tables(tokens: np.ndarray, spec: QuantizerSpec, step: int) -> Tensors:
     return tensors
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How training goes."""
-
-    step: int
-    bits: float
-    """Bits per frame of the last crops, smoothed."""
-
-
-def train(
-    tokens: np.ndarray, spec: QuantizerSpec, steps: int, seed: int, report: Callable[[Progress], None]
-) -> Tensors:
+def train(tokens: np.ndarray, spec: QuantizerSpec, steps: int, seed: int, report: Report) -> Tensors:
     """Train the recurrent network.
 
     Args:
@@ -141,7 +170,7 @@ def train(
         spec: the quantizer.
         steps: of `BATCH` crops of `FRAMES` frames.
         seed: decides everything.
-        report: called after each step.
+        report: told of the steps, and the bits per frame of late.
 
     Returns:
         What `RecurrentModel` takes.
@@ -165,8 +194,8 @@ def train(
         bits.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        smoothed += (bits.item() - smoothed) * max(0.02, 1 / (step + 1))
-        report(Progress(step + 1, smoothed))
+        smoothed += (bits.item() - smoothed) * max(0.05, 1 / (step + 1))
+        report(f"training, {smoothed:.2f} bits a frame", step + 1, steps)
     return network.export()
 
 
@@ -228,7 +257,7 @@ class Network(nn.Module):
     def weights(self) -> dict[str, tuple[Tensor, int]]:
         """The tensors of `RecurrentModel`, and the bits behind the point that each has."""
         pairs = range(len(self.sizes))
-        found = {
+        found: dict[str, tuple[Tensor, int]] = {
             "recurrent": (self.recurrent, WEIGHT_BITS["state"]),
             "recurrent_bias": (self.recurrent_bias, PRE_BITS),
         }
@@ -276,5 +305,7 @@ class Network(nn.Module):
         tensors = {}
         for name, (value, bits) in self.weights().items():
             scaled = (value * 2.0**bits).round()
-            tensors[name] = (scaled.to(torch.int32) if "bias" in name else scaled.clamp(-127, 127).to(torch.int8)).numpy()
+            tensors[name] = (
+                scaled.to(torch.int32) if "bias" in name else scaled.clamp(-127, 127).to(torch.int8)
+            ).numpy()
         return tensors

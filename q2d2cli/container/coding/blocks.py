@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,68 +14,71 @@ BATCH = 128
 """Rows that are coded side by side; more are no faster."""
 
 
-def encode(model: ContextModel, blocks: Sequence[np.ndarray]) -> list[bytes]:
-    """Pair indices to entropy-coded payloads.
+@dataclass(frozen=True)
+class BlockCoder:
+    """Codes blocks with a context model."""
 
-    In a payload the channels take turns after each pair index.
+    model: ContextModel
 
-    Args:
-        model: has the grids of the indices.
-        blocks: `(channels, frames, pairs)` integers in range, each at least one frame, all of as many channels.
+    def encode(self, blocks: Sequence[np.ndarray]) -> list[bytes]:
+        """Pair indices to entropy-coded payloads.
 
-    Returns:
-        The payload of each.
-    """
-    coded = [b""] * len(blocks)
-    for part in batches([block.shape[1] for block in blocks], blocks[0].shape[0] if blocks else 1):
-        longest = blocks[part[0]].shape[1]
-        lengths = np.array([blocks[i].shape[1] for i in part])
-        channels, _, pairs = blocks[part[0]].shape
-        padded = np.zeros((len(part), channels, longest, pairs), np.int64)
-        for row, i in zip(padded, part, strict=True):
-            row[:, : blocks[i].shape[1]] = blocks[i]
-        found = model.intervals(padded.reshape(-1, longest, pairs), np.repeat(lengths, channels))
-        found = found.reshape(len(part), channels, longest, pairs, 3).transpose(0, 2, 3, 1, 4)
-        for row, i in zip(found, part, strict=True):
-            coded[i] = ranges.encode(row[: blocks[i].shape[1]].reshape(-1, 3).tolist())
-    return coded
+        In a payload the channels take turns after each pair index.
 
+        Args:
+            blocks: `(channels, frames, pairs)` integers in range, each at least one frame, all of as many channels.
 
-def decode(model: ContextModel, payloads: Sequence[bytes], frames: Sequence[int], channels: int) -> list[np.ndarray]:
-    """Inverse of `encode`.
+        Returns:
+            The payload of each.
+        """
+        coded = [b""] * len(blocks)
+        for part in batches([block.shape[1] for block in blocks], blocks[0].shape[0] if blocks else 1):
+            longest = blocks[part[0]].shape[1]
+            lengths = np.array([blocks[i].shape[1] for i in part])
+            channels, _, pairs = blocks[part[0]].shape
+            padded = np.zeros((len(part), channels, longest, pairs), np.int64)
+            for row, i in zip(padded, part, strict=True):
+                row[:, : blocks[i].shape[1]] = blocks[i]
+            found = self.model.intervals(padded.reshape(-1, longest, pairs), np.repeat(lengths, channels))
+            found = found.reshape(len(part), channels, longest, pairs, 3).transpose(0, 2, 3, 1, 4)
+            for row, i in zip(found, part, strict=True):
+                coded[i] = ranges.encode(row[: blocks[i].shape[1]].reshape(-1, 3).tolist())
+        return coded
 
-    Any bytes decode to indices in range.
+    def decode(self, payloads: Sequence[bytes], frames: Sequence[int], channels: int) -> list[np.ndarray]:
+        """Inverse of `encode`.
 
-    Args:
-        model: the one they were encoded with.
-        payloads: what `encode` gave.
-        frames: of each.
-        channels: of all.
+        Any bytes decode to indices in range.
 
-    Returns:
-        `(channels, frames, pairs)` int64 for each.
+        Args:
+            payloads: what `encode` gave.
+            frames: of each.
+            channels: of all.
 
-    Raises:
-        FormatError: if a payload is longer than it should be.
-    """
-    blocks: list[np.ndarray] = [np.empty(0)] * len(payloads)
-    for part in batches(frames, channels):
-        lengths = np.array([frames[i] for i in part])
-        coder = ranges.Decoder([payloads[i] for i in part])
-        predictor = model.begin(len(part) * channels)
-        found = np.zeros((len(part), channels, lengths[0], len(model.sizes)), np.int64)
-        for frame in range(lengths[0]):
-            rows = int((lengths > frame).sum())
-            predictor.keep(rows * channels)
-            for pair in range(len(model.sizes)):
-                counts = predictor.counts(pair)
-                for channel in range(channels):
-                    found[:rows, channel, frame, pair] = coder.decode(counts[channel::channels])
-                predictor.take(pair, found[:rows, :, frame, pair].reshape(-1))
-        for row, i in enumerate(part):
-            coder.check(row, payloads[i])
-            blocks[i] = found[row, :, : frames[i]]
-    return blocks
+        Returns:
+            `(channels, frames, pairs)` int64 for each.
+
+        Raises:
+            FormatError: if a payload is longer than it should be.
+        """
+        blocks: list[np.ndarray] = [np.empty(0)] * len(payloads)
+        for part in batches(frames, channels):
+            lengths = np.array([frames[i] for i in part])
+            coder = ranges.Decoder([payloads[i] for i in part])
+            predictor = self.model.begin(len(part) * channels)
+            found = np.zeros((len(part), channels, lengths[0], len(self.model.sizes)), np.int64)
+            for frame in range(lengths[0]):
+                rows = int((lengths > frame).sum())
+                predictor.keep(rows * channels)
+                for pair in range(len(self.model.sizes)):
+                    counts = predictor.counts(pair)
+                    for channel in range(channels):
+                        found[:rows, channel, frame, pair] = coder.decode(counts[channel::channels])
+                    predictor.take(pair, found[:rows, :, frame, pair].reshape(-1))
+            for row, i in enumerate(part):
+                coder.check(row, payloads[i])
+                blocks[i] = found[row, :, : frames[i]]
+        return blocks
 
 
 def batches(frames: Sequence[int], channels: int) -> list[list[int]]:

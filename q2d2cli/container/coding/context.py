@@ -35,10 +35,12 @@ class ContextModel(ABC):
     Attributes:
         sizes: points of each pair's grid.
         fingerprint: first 8 bytes of the SHA-256 of its file.
+        weights: fingerprint of the codec model whose tokens it expects.
     """
 
     sizes: tuple[int, ...]
     fingerprint: bytes = b""
+    weights: bytes = b""
 
     @abstractmethod
     def begin(self, rows: int) -> Predictor:

@@ -91,7 +91,9 @@ class RecurrentModel(ContextModel):
             highest.append(
                 part + np.abs(self.hidden_bias[j]) + sum(np.abs(self.within[j, k]).max(axis=0) for k in range(j))
             )
-            highest.append(np.abs(self.out[j]).astype(np.float64).sum(axis=0) * 2**HIDDEN_BITS + np.abs(self.out_bias[j]))
+            highest.append(
+                np.abs(self.out[j]).astype(np.float64).sum(axis=0) * 2**HIDDEN_BITS + np.abs(self.out_bias[j])
+            )
         if max(float(values.max()) for values in highest) >= EXACT / 2:
             raise ValueError("its sums are too large to be exact")
 

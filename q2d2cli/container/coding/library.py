@@ -1,0 +1,117 @@
+"""Files of context models: written, read, and found by the fingerprint that a .q2d's header carries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from q2d2cli.container.coding.context import ContextModel
+from q2d2cli.container.coding.recurrent import RecurrentModel
+from q2d2cli.container.coding.tables import TableModel
+from q2d2cli.errors import Q2D2Error
+from q2d2cli.files import atomic_output
+
+CONTEXT_NAME = "context.safetensors"
+"""A model's context model lies in its folder."""
+FORMAT = "q2d2 context model 1"
+"""Another arithmetic gets another number."""
+FINGERPRINT_BYTES = 8
+Kind = Literal["static", "adaptive", "recurrent"]
+
+KINDS: dict[Kind, Callable[[dict[str, np.ndarray]], ContextModel]] = {
+    "static": TableModel,
+    "adaptive": TableModel,
+    "recurrent": RecurrentModel,
+}
+
+_folders: list[Path] = []
+
+
+def save(path: Path, kind: Kind, tensors: dict[str, np.ndarray], weights: bytes) -> None:
+    """Write a context model, atomically.
+
+    Args:
+        path: of the file.
+        kind: of model.
+        tensors: what the model takes.
+        weights: fingerprint of the codec model whose tokens it expects.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    metadata = {"format": FORMAT, "kind": kind, "weights": weights.hex()}
+    with atomic_output(path) as file:
+        file.write(to_bytes(dict(sorted(tensors.items())), metadata))
+
+
+def load(path: Path) -> ContextModel:
+    """Read a context model.
+
+    Raises:
+        Q2D2Error: if it cannot be read, is damaged or is for a newer q2d2.
+    """
+    try:
+        status = path.stat()
+        return _load(path, status.st_mtime_ns, status.st_size)
+    except OSError as error:
+        raise Q2D2Error(f"cannot read {path}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=16)
+def _load(path: Path, changed: int, size: int) -> ContextModel:
+    """`load`, once for each version of a file."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+
+    data = path.read_bytes()
+    try:
+        tensors = from_bytes(data)
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        if metadata["format"] != FORMAT:
+            raise Q2D2Error(f"{path} holds a {metadata['format']!r}, and this q2d2 reads {FORMAT!r}: upgrade q2d2")
+        model = KINDS[metadata["kind"]](tensors)
+        model.weights = bytes.fromhex(metadata["weights"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise Q2D2Error(f"{path} is damaged or no context model ({reason}): fetch it again") from error
+    model.fingerprint = hashlib.sha256(data).digest()[:FINGERPRINT_BYTES]
+    return model
+
+
+def add_folder(folder: Path) -> None:
+    """Look in this model's folder, too, wherever it is."""
+    if folder not in _folders:
+        _folders.append(folder)
+
+
+def find(fingerprint: bytes, name: str) -> ContextModel:
+    """The context model that a file names.
+
+    Args:
+        fingerprint: of the context model.
+        name: of the model that the file was encoded with; for the message.
+
+    Raises:
+        Q2D2Error: if it is not here.
+    """
+    from q2d2cli.checkpoints import model_folders
+
+    found = [folder / CONTEXT_NAME for folder in _folders]
+    found += [path for root in model_folders() for path in sorted(root.glob(f"*/{CONTEXT_NAME}"))]
+    for path in found:
+        try:
+            model = load(path)
+        except Q2D2Error:
+            # A damaged one that is not wanted is nobody's business.
+            continue
+        if model.fingerprint == fingerprint:
+            return model
+    raise Q2D2Error(
+        f"needs the context model {fingerprint.hex()} of model {name!r}, which is not here: put the {CONTEXT_NAME} "
+        "that it was encoded with into the model's folder, or name a folder that has it with --model"
+    )
