@@ -9,6 +9,8 @@ import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
 
+from q2d2cli.hearing import Hearing
+
 LOG_FLOOR = 1e-5
 EDGE = 1024
 """Samples."""
@@ -22,8 +24,47 @@ def stft(audio: Tensor, window: Tensor) -> Tensor:
     Beyond its ends the signal is mirrored. Zeros there would be a step, and a model could learn to answer with a click.
     """
     n_fft = len(window)
+    hop = n_fft // 4
     audio = F.pad(audio.unsqueeze(1), (n_fft // 2, n_fft // 2), mode="reflect").squeeze(1)
-    return torch.fft.rfft(audio.unfold(-1, n_fft, n_fft // 4) * window)
+    count = (audio.shape[-1] - n_fft) // hop + 1
+    # Four shifted copies of the hops: the gradient of `unfold` would add up sample by sample.
+    hops = audio[:, : (count + 3) * hop].unflatten(-1, (-1, hop))
+    return torch.fft.rfft(torch.cat([hops[:, i : i + count] for i in range(4)], dim=-1) * window)
+
+
+class Spectra:
+    """A signal and its spectra through Hann windows, each computed once however many losses look at it.
+
+    Args:
+        audio: `(batch, samples)`.
+    """
+
+    def __init__(self, audio: Tensor) -> None:
+        self.audio = audio.float()
+        self._complex: dict[int, Tensor] = {}
+        self._power: dict[int, Tensor] = {}
+
+    def complex(self, n_fft: int) -> Tensor:
+        """`(batch, frames, bins)` through windows of `n_fft` samples, as `stft` gives it."""
+        if n_fft not in self._complex:
+            self._complex[n_fft] = stft(self.audio, torch.hann_window(n_fft, device=self.audio.device))
+        return self._complex[n_fft]
+
+    def power(self, n_fft: int) -> Tensor:
+        """`(batch, frames, bins)`: the squared magnitudes."""
+        if n_fft not in self._power:
+            spectrum = self.complex(n_fft)
+            self._power[n_fft] = spectrum.real.square() + spectrum.imag.square()
+        return self._power[n_fft]
+
+
+Signal = Tensor | Spectra
+"""What losses compare: `(batch, samples)`, alone or with spectra that other losses have looked at."""
+
+
+def spectra(signal: Signal) -> Spectra:
+    """The spectra of a signal that may have none yet."""
+    return signal if isinstance(signal, Spectra) else Spectra(signal)
 
 
 def wide_bands(sample_rate: int) -> Tensor:
@@ -37,7 +78,7 @@ class BandLoss(nn.Module):
     Args:
         banks: `(bins, bands)` weights of the bands, one per resolution; the window has twice as many samples as bins,
             less two.
-        exponent: of the magnitudes that a band adds up; its logarithm is divided by it again.
+        exponent: of the magnitudes that a band adds up, 1 or 2; its logarithm is divided by it again.
     """
 
     def __init__(self, banks: Sequence[Tensor], exponent: int = 1) -> None:
@@ -45,20 +86,19 @@ class BandLoss(nn.Module):
         self.count, self.exponent = len(banks), exponent
         for i, bank in enumerate(banks):
             self.register_buffer(f"bank_{i}", bank, persistent=False)
-            self.register_buffer(f"window_{i}", torch.hann_window(2 * len(bank) - 2), persistent=False)
 
-    def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
+    def forward(self, estimate: Signal, target: Signal) -> Tensor:
         """Two `(batch, samples)` signals to a scalar."""
-        total = estimate.new_zeros(())
+        losses = []
         for i in range(self.count):
-            window, bank = getattr(self, f"window_{i}"), getattr(self, f"bank_{i}")
+            bank: Tensor = getattr(self, f"bank_{i}")
             bands = []
-            for audio in (estimate, target):
-                spectrum = stft(audio, window)
-                power = (spectrum.real.square() + spectrum.imag.square() + 1e-12) ** (self.exponent / 2)
+            for signal in (spectra(estimate), spectra(target)):
+                power = signal.power(2 * len(bank) - 2)
+                power = (power + 1e-12).sqrt() if self.exponent == 1 else power + 1e-12
                 bands.append((power @ bank).clamp(min=LOG_FLOOR**self.exponent).log() / self.exponent)
-            total = total + F.l1_loss(bands[0], bands[1])
-        return total / self.count
+            losses.append(F.l1_loss(bands[0], bands[1]))
+        return torch.stack(losses).mean()
 
 
 class MelLoss(BandLoss):
@@ -94,19 +134,16 @@ class LevelLoss(nn.Module):
     """
 
     bank: Tensor
-    window: Tensor
     FAINT = 1e-4
     """Share of the signal's energy."""
 
     def __init__(self, sample_rate: int) -> None:
         super().__init__()
         self.register_buffer("bank", wide_bands(sample_rate), persistent=False)
-        self.register_buffer("window", torch.hann_window(2048), persistent=False)
 
-    def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
+    def forward(self, estimate: Signal, target: Signal) -> Tensor:
         """Two `(batch, samples)` signals to a scalar, nepers."""
-        spectra = [stft(audio, self.window) for audio in (estimate, target)]
-        energies = [(s.real.square() + s.imag.square()).mean(1) @ self.bank for s in spectra]
+        energies = [spectra(signal).power(2048).mean(1) @ self.bank for signal in (estimate, target)]
         floor = self.FAINT * energies[1].sum(-1, keepdim=True) + LOG_FLOOR
         return F.l1_loss((energies[0] + floor).log(), (energies[1] + floor).log()) / 2
 
@@ -127,7 +164,6 @@ class LinesLoss(nn.Module):
 
     bands: Tensor
     basis: Tensor
-    window: Tensor
     WINDOW, WINDOWS = 2048, 10
     GROUPS = ((2, 5), (5, 8), (8, 12))
     """Bands that count together, kHz."""
@@ -142,18 +178,16 @@ class LinesLoss(nn.Module):
         shares = [group[:, None] / (high - low) for group, (low, high) in zip(groups, self.GROUPS, strict=True)]
         self.register_buffer("bands", F.one_hot(kilohertz.long()).float(), persistent=False)
         self.register_buffer("basis", torch.cat([waves * share for share in shares], dim=1), persistent=False)
-        self.register_buffer("window", torch.hann_window(self.WINDOW), persistent=False)
 
-    def correlations(self, audio: Tensor) -> Tensor:
+    def correlations(self, signal: Signal) -> Tensor:
         """`(batch, samples)` to `(batch, times, groups, delays)` in [-1, 1]."""
-        spectrum = stft(audio, self.window)
-        power = spectrum.real.square() + spectrum.imag.square() + LOG_FLOOR
+        power = spectra(signal).power(self.WINDOW) + LOG_FLOOR
         white = power / (power @ self.bands @ self.bands.T)
         count = min(self.WINDOWS, white.shape[1])
         averaged = F.avg_pool1d(white.transpose(1, 2), count, max(1, count // 2)).transpose(1, 2)
         return (averaged @ self.basis).unflatten(-1, (len(self.GROUPS), -1))
 
-    def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
+    def forward(self, estimate: Signal, target: Signal) -> Tensor:
         """Two `(batch, samples)` signals to a scalar."""
         return (self.correlations(estimate) - self.correlations(target)).square().amax(-1).mean()
 
@@ -170,27 +204,52 @@ class ComplexStftLoss(nn.Module):
         self, compression: float = 0.3, phase_only: bool = False, windows: Sequence[int] = (1024, 512, 256)
     ) -> None:
         super().__init__()
-        self.compression, self.phase_only = compression, phase_only
-        self.count = len(windows)
-        for i, n_fft in enumerate(windows):
-            window = torch.hann_window(n_fft)
-            self.register_buffer(f"window_{i}", window / window.square().sum().sqrt(), persistent=False)
+        self.compression, self.phase_only, self.windows = compression, phase_only, tuple(windows)
 
-    def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
+    def forward(self, estimate: Signal, target: Signal) -> Tensor:
         """Two `(batch, samples)` signals to a scalar."""
-        total = estimate.new_zeros(())
-        for i in range(self.count):
-            spectra = [stft(audio, getattr(self, f"window_{i}")) for audio in (estimate, target)]
-            powers = [spectrum.real.square() + spectrum.imag.square() + 1e-7 for spectrum in spectra]
-            factors = [power ** ((self.compression - 1) / 2) for power in powers]
+        losses = []
+        for n_fft in self.windows:
+            # As if the windows had unit energy.
+            scale = (0.375 * n_fft) ** -0.5
+            signals = spectra(estimate), spectra(target)
+            powers = [scale**2 * signal.power(n_fft) + 1e-7 for signal in signals]
+            factors = [scale * power ** ((self.compression - 1) / 2) for power in powers]
             if self.phase_only:
-                factors[0] = powers[0] ** -0.5 * powers[1] ** (self.compression / 2)
-            parts = [
-                torch.stack([spectrum.real * factor, spectrum.imag * factor])
-                for spectrum, factor in zip(spectra, factors, strict=True)
-            ]
-            total = total + F.l1_loss(parts[0], parts[1])
-        return total / self.count
+                factors[0] = scale * powers[0].rsqrt() * powers[1] ** (self.compression / 2)
+            (a, b), (x, y) = (signal.complex(n_fft) for signal in signals), factors
+            losses.append(((a.real * x - b.real * y).abs().mean() + (a.imag * x - b.imag * y).abs().mean()) / 2)
+        return torch.stack(losses).mean()
+
+
+class WordsLoss(nn.Module):
+    """L1 between the hidden layers of a frozen speech recognizer, relative to each channel's spread in the recording.
+
+    It hears what makes words, phonemes above all, where spectra see every bin alike.
+
+    Args:
+        hearing: the recognizer's encoder.
+    """
+
+    def __init__(self, hearing: Hearing) -> None:
+        super().__init__()
+        self.hearing = hearing
+
+    def forward(self, estimate: Signal, target: Signal) -> Tensor:
+        """Two `(batch, samples)` signals to a scalar."""
+        with torch.no_grad():
+            wanted = self.hearing(spectra(target).audio)
+        return self.compare(self.hearing(spectra(estimate).audio), wanted)
+
+    @staticmethod
+    def compare(heard: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+        """The same from hidden layers, `(batch, frames, dim)` each."""
+        losses = []
+        for mine, theirs in zip(heard, wanted, strict=True):
+            theirs = theirs.float()
+            spread = theirs.std(dim=(0, 1), correction=0) + 1e-3
+            losses.append(((mine.float() - theirs).abs() / spread).mean())
+        return torch.stack(losses).mean()
 
 
 class PesqLoss(nn.Module):
@@ -206,14 +265,14 @@ class PesqLoss(nn.Module):
 
         self.disturbance = Disturbance(1.0, sample_rate)
 
-    def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
+    def forward(self, estimate: Signal, target: Signal) -> Tensor:
         """Two `(batch, samples)` signals to a scalar, about 4.5 less raw PESQ; near-silent ones count as equal."""
-        estimate, target = estimate.float(), target.float()
-        audible = [audio.detach().square().mean(-1, keepdim=True) > AUDIBLE_RMS**2 for audio in (estimate, target)]
+        decoded, original = spectra(estimate).audio, spectra(target).audio
+        audible = [audio.detach().square().mean(-1, keepdim=True) > AUDIBLE_RMS**2 for audio in (decoded, original)]
         both = audible[0] & audible[1]
         # Any equal pair gives 0; a tone has the level that silence lacks.
-        tone = torch.sin(torch.arange(target.shape[-1], device=target.device) * 0.25)
+        tone = torch.sin(torch.arange(original.shape[-1], device=original.device) * 0.25)
         # Its windows leave the ends out, and a model would learn to hide energy there: 43 ms of silence bring them in.
-        pair = (F.pad(torch.where(both, audio, tone), (EDGE, EDGE)) for audio in (target, estimate))
+        pair = (F.pad(torch.where(both, audio, tone), (EDGE, EDGE)) for audio in (original, decoded))
         loss: Tensor = self.disturbance(*pair)
         return loss.mean().float()

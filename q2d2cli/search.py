@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.models.model import CodecModel
 from q2d2cli.models.precision import full_precision
 from q2d2cli.quantizers.q2d2 import Q2D2
+
+if TYPE_CHECKING:
+    from q2d2cli.losses import Spectra
 
 STEP = 0.05
 """Largest change of a projection per round, before tanh; falls to nothing over the rounds."""
@@ -49,7 +53,7 @@ class Search:
         # Tensors made inside inference_mode could not take part in a gradient.
         with torch.inference_mode(False):
             try:
-                from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss
+                from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss, Spectra
 
                 losses = {
                     "mel": MelLoss(rate),
@@ -60,6 +64,7 @@ class Search:
                 }
             except ImportError as error:
                 raise Q2D2Error(f"an effort above 0 needs {error.name}: pip install 'q2d2[search]'") from error
+            self.spectra = Spectra
             self.losses = {name: loss.to(device) for name, loss in losses.items()}
         self.model, self.quantizer, self.rounds, self.on_round = model, model.quantizer, rounds, on_round
 
@@ -71,11 +76,14 @@ class Search:
             return None
         return max(encoder, decoder + math.ceil(REACH / self.model.config.hop))
 
-    def loss(self, estimate: Tensor, target: Tensor) -> Tensor:
-        """Weighted sum of the losses between two `(batch, samples)` signals."""
+    def signal(self, audio: Tensor) -> Spectra:
+        """`(batch, samples)` as the losses take it."""
         # Not filled with zeros: where both signals are 0, PESQ's disturbance has no finite gradient.
-        times = math.ceil(SHORTEST * self.model.config.sample_rate / target.shape[-1])
-        estimate, target = estimate.repeat(1, times), target.repeat(1, times)
+        times = math.ceil(SHORTEST * self.model.config.sample_rate / audio.shape[-1])
+        return self.spectra(audio.repeat(1, times))
+
+    def loss(self, estimate: Spectra, target: Spectra) -> Tensor:
+        """Weighted sum of the losses."""
         return torch.stack([WEIGHTS[name] * loss(estimate, target) for name, loss in self.losses.items()]).sum()
 
     @full_precision()
@@ -91,6 +99,7 @@ class Search:
         """
         with torch.inference_mode(False), torch.enable_grad():
             audio = audio.clone()
+            target = self.signal(audio)
             with torch.no_grad():
                 projections = self.quantizer.project(self.model.encoder(audio))
                 begin = self.quantizer.decode(known)
@@ -100,7 +109,7 @@ class Search:
                 optimizer.param_groups[0]["lr"] = STEP * (1 - done / self.rounds)
                 features = self.quantizer.snap(projections).features
                 estimate = self.model.decoder(torch.cat([begin, features[:, known.shape[1] :]], dim=1))
-                (gradient,) = torch.autograd.grad(self.loss(estimate, audio), projections)
+                (gradient,) = torch.autograd.grad(self.loss(self.signal(estimate), target), projections)
                 projections.grad = gradient.nan_to_num(0, 0, 0)
                 optimizer.step()
                 self.on_round((done + 1) / self.rounds)

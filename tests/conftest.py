@@ -98,7 +98,7 @@ def config(tmp_path: Path) -> Path:
         "model": TINY.model_dump(mode="json"),
         "data": {"train": str(data), "valid": str(data), "crop_seconds": 0.2},
         "optim": {"batch_size": 2, "warmup_steps": 5},
-        "discriminator": {"start": 0.5, "stft": {"channels": 2, "windows": [256]}},
+        "discriminator": {"start": 0.5, "band": {"weight": 1.0, "channels": 2, "sizes": [256]}},
         "steps": 60,
         "validate_every": 30,
         "save_every": 20,

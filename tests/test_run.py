@@ -209,7 +209,7 @@ def test_what_cannot_be_is_one_line(run: Run, config: Path, tmp_path: Path) -> N
     before = (out / "state.pt").read_bytes()
     for change, words in (
         ("model.encoder.dim=24", "model.encoder.dim is 16 there and 24"),
-        ("discriminator.stft.channels=3", "does not fit this configuration: size mismatch"),
+        ("discriminator.band.channels=3", "does not fit this configuration: size mismatch"),
     ):
         result = run("train", "-c", config, "-o", out, "--resume", *settings(*PLAIN, "steps=4", change))
         assert result.returncode == 1

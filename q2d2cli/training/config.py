@@ -124,6 +124,10 @@ class LossConfig(Strict):
     """Autocorrelation at delays of 2 to 20 ms: takes away lines, which sound metallic."""
     pesq: Weight = 0.0
     """PESQ's disturbance, differentiable: PESQ rises, and then says less about the quality heard."""
+    words: Weight = 0.0
+    """Hidden layers of a frozen speech recognizer: what makes words, which spectra hardly see."""
+    recognizer: str = "tiny.en"
+    """That recognizer, for `words` and `discriminator.features`: `tiny.en`, or a folder with a CTranslate2 Whisper."""
     commitment: Weight = 1.0
     """Of the baselines vq and rvq; the others have none."""
     distillation: Weight = 10.0
@@ -132,63 +136,75 @@ class LossConfig(Strict):
     feature_matching: Weight = 2.0
 
 
-class StftDiscriminatorConfig(Strict):
-    """Multi-scale complex STFT discriminator: small and quick."""
-
-    weight: Weight = 1.0
-    channels: PositiveInt = 16
-    windows: tuple[PositiveInt, ...] = (2048, 1024, 512, 256)
-
-
-class PeriodDiscriminatorConfig(Strict):
-    """HiFi-GAN's multi-period discriminator."""
+class FamilyConfig(Strict):
+    """Discriminators of waveforms that differ in one size."""
 
     weight: Weight = 0.0
-    channels: PositiveInt = 32
-    periods: tuple[PositiveInt, ...] = (2, 3, 5, 7, 11)
+    channels: PositiveInt
+    sizes: tuple[PositiveInt, ...]
+    """Samples of each one's window or period."""
 
 
-class ResolutionDiscriminatorConfig(Strict):
-    """Vocos's multi-resolution discriminator."""
-
-    weight: Weight = 0.0
-    channels: PositiveInt = 64
-    windows: tuple[PositiveInt, ...] = (2048, 1024, 512)
+SIZES = ("sizes", "windows", "periods")
+"""Names of that key, the last two of earlier versions."""
 
 
-class BandDiscriminatorConfig(Strict):
-    """DAC's multi-band complex STFT discriminator."""
+class FeatureDiscriminatorConfig(Strict):
+    """Heads on the hidden layers of the recognizer `loss.recognizer`, and on log spectra for what it does not hear."""
 
     weight: Weight = 0.0
-    channels: PositiveInt = 32
-    windows: tuple[PositiveInt, ...] = (2048, 1024, 512)
-
-
-class FrameDiscriminatorConfig(Strict):
-    """ConvNeXt blocks over spectra, frame by frame: the quickest on a CPU."""
-
-    weight: Weight = 0.0
+    """Of minus the heads' mean score."""
     width: PositiveInt = 128
-    windows: tuple[PositiveInt, ...] = (1024, 512, 256)
+    lr: PositiveFloat = 1e-3
+    updates: PositiveInt = 2
+    """Of the heads in each step; twice as many in the first `fade_steps`."""
+    fade_steps: PositiveInt = 50
+    """Steps in which the weight comes up to its full size."""
+    windows: tuple[PositiveInt, ...] = (1024,)
+    """Samples of the windows of the log spectra; none for the recognizer's layers alone."""
+
+
+REMOVED = ("stft", "frame")
+"""Discriminators of earlier versions, which no recipe used."""
 
 
 class DiscriminatorConfig(Strict):
     """Which discriminators, with which weights, and when; a weight of 0 switches one off."""
 
-    start: Fraction = 0.4
+    features: FeatureDiscriminatorConfig = FeatureDiscriminatorConfig()
+    """Works from the first step on, whole crops; what follows is for the discriminators of waveforms."""
+    start: Fraction = 1.0
     """Share of the run after which they start; 1 trains without them."""
     crop_seconds: PositiveFloat = 0.45
     """They look at a random part of each training crop, this long."""
     lr: PositiveFloat = 3e-4
-    stft: StftDiscriminatorConfig = StftDiscriminatorConfig()
-    period: PeriodDiscriminatorConfig = PeriodDiscriminatorConfig()
-    resolution: ResolutionDiscriminatorConfig = ResolutionDiscriminatorConfig()
-    band: BandDiscriminatorConfig = BandDiscriminatorConfig()
-    frame: FrameDiscriminatorConfig = FrameDiscriminatorConfig()
+    period: FamilyConfig = FamilyConfig(channels=32, sizes=(2, 3, 5, 7, 11))
+    """HiFi-GAN's multi-period discriminator."""
+    resolution: FamilyConfig = FamilyConfig(channels=64, sizes=(2048, 1024, 512))
+    """Vocos's multi-resolution discriminator."""
+    band: FamilyConfig = FamilyConfig(channels=32, sizes=(2048, 1024, 512))
+    """DAC's multi-band complex STFT discriminator."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old(cls, data: Any) -> Any:
+        """Configurations of earlier versions, as far as they did not train with what is gone."""
+        if not isinstance(data, Mapping):
+            return data
+        for name, family in cls.model_fields.items():
+            given = data.get(name)
+            if isinstance(family.default, FamilyConfig) and isinstance(given, Mapping):
+                sizes = next((given[key] for key in SIZES if key in given), family.default.sizes)
+                rest = {key: value for key, value in given.items() if key not in SIZES}
+                data = {**data, name: {**family.default.model_dump(), **rest, "sizes": sizes}}
+        gone = {name: data[name] for name in REMOVED if name in data}
+        if data.get("start", 1.0) < 1 and any(dict(family or {}).get("weight") for family in gone.values()):
+            raise ValueError("the stft and frame discriminators are gone: give another a weight, or set start to 1")
+        return {key: value for key, value in data.items() if key not in gone}
 
     @model_validator(mode="after")
     def _valid(self) -> DiscriminatorConfig:
-        families = (self.stft, self.period, self.resolution, self.band, self.frame)
+        families = (self.period, self.resolution, self.band)
         if self.start < 1 and not any(family.weight for family in families):
             raise ValueError("every discriminator has weight 0: give one a weight, or set start to 1")
         return self

@@ -1,4 +1,4 @@
-"""Discriminators: complex STFT, period, resolution, band and frame, each of several scales and with its weight."""
+"""Discriminators of waveforms (period, resolution, band), and heads on a recognizer's hidden layers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from q2d2cli.losses import stft
-from q2d2cli.models.blocks import ConvNeXtBlock, init_weights
-from q2d2cli.training.config import DiscriminatorConfig
+from q2d2cli.losses import Spectra, stft
+from q2d2cli.training.config import DiscriminatorConfig, FamilyConfig
 
 SLOPE = 0.2
 Judgement = tuple[Tensor, list[Tensor]]
@@ -48,30 +47,6 @@ class Stack(nn.Module):
             x = F.leaky_relu(layer(x), SLOPE)
             hidden.append(x)
         return self.out(x), hidden
-
-
-class StftDiscriminator(nn.Module):
-    """Convolutions over one complex, magnitude-compressed STFT (after EnCodec's, smaller)."""
-
-    window: Tensor
-
-    def __init__(self, n_fft: int, channels: int) -> None:
-        super().__init__()
-        window = torch.hann_window(n_fft)
-        self.register_buffer("window", window / window.square().sum().sqrt(), persistent=False)
-        c = channels
-        shapes = [(2, c, 1), (c, c, 1), (c, 2 * c, 2), (2 * c, 2 * c, 4)]
-        layers = [conv(a, b, (3, 7), (1, 2), (d, 1)) for a, b, d in shapes] + [conv(2 * c, 2 * c, (3, 3))]
-        self.stack = Stack(layers, conv(2 * c, 1, (3, 3)))
-
-    def forward(self, audio: Tensor) -> Judgement:
-        """`(batch, samples)` to scores `(batch, 1, frames, bins)` and hidden layers."""
-        with torch.autocast(audio.device.type, enabled=False):
-            spectrum = stft(audio.float(), self.window)
-            # Compressed, so that quiet parts count too.
-            factor = (spectrum.real.square() + spectrum.imag.square() + 1e-7) ** -0.35
-            x = torch.stack([spectrum.real * factor, spectrum.imag * factor], dim=1)
-        return self.stack(x)
 
 
 class PeriodDiscriminator(nn.Module):
@@ -145,73 +120,108 @@ class BandDiscriminator(nn.Module):
         return self.out(torch.cat([last for last, _ in judged], dim=-1)), [h for _, hidden in judged for h in hidden]
 
 
-class FrameDiscriminator(nn.Module):
-    """ConvNeXt blocks over the frames of one log-magnitude STFT: the decoder's own blocks, quick where it is quick.
+class Head(nn.Module):
+    """Three convolutions over the frames of one hidden layer.
 
-    Two-dimensional convolutions repeat the same small filter at every bin; matrices that see whole spectra do as many
-    operations many times faster on a CPU.
+    Args:
+        dim: width of the layer.
+        width: of the head.
     """
 
-    window: Tensor
-    LAYERS = 4
-    KERNEL = 5
-
-    def __init__(self, n_fft: int, width: int) -> None:
+    def __init__(self, dim: int, width: int) -> None:
         super().__init__()
-        window = torch.hann_window(n_fft)
-        self.register_buffer("window", window / window.square().sum().sqrt(), persistent=False)
-        self.embed = nn.Linear(n_fft // 2 + 1, width)
-        self.norm = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(
-            ConvNeXtBlock(width, 2 * width, self.KERNEL, 1 / self.LAYERS) for _ in range(self.LAYERS)
-        )
-        self.out = nn.Linear(width, 1)
-        self.apply(init_weights)
+        self.norm = nn.LayerNorm(dim)
+        self.conv_in = nn.Conv1d(dim, width, 3, padding=1)
+        self.conv = nn.Conv1d(width, width, 3, padding=2, dilation=2)
+        self.out = nn.Conv1d(width, 1, 3, padding=1)
 
-    def forward(self, audio: Tensor) -> Judgement:
-        """`(batch, samples)` to scores `(batch, frames, 1)` and hidden layers."""
-        with torch.autocast(audio.device.type, enabled=False):
-            spectrum = stft(audio.float(), self.window)
-            level = torch.log(spectrum.real.square() + spectrum.imag.square() + 1e-7) / 8 + 1
-        x = self.norm(self.embed(level))
-        hidden = []
-        for block in self.blocks:
-            x = block(x)
-            hidden.append(x)
-        return self.out(F.leaky_relu(x, SLOPE)), hidden
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(batch, frames, dim)` to scores `(batch, frames)`."""
+        x = self.norm(hidden).transpose(1, 2)
+        for layer in (self.conv_in, self.conv):
+            x = F.leaky_relu(layer(x), SLOPE)
+        return self.out(x)[:, 0]
 
 
-class Discriminators(nn.Module):
-    """All discriminators that a configuration gives a weight.
+class Heads(nn.Module):
+    """A discriminator on what a frozen network hears (after Sauer et al. 2021, Projected GANs converge faster).
 
-    Attributes:
-        weights: of each discriminator's family, by name.
+    Whoever must learn to hear first is soon behind; these hear from the first step.
+
+    Args:
+        dims: widths of the layers.
+        width: of the heads.
     """
 
-    def __init__(self, config: DiscriminatorConfig) -> None:
+    def __init__(self, dims: Sequence[int], width: int) -> None:
         super().__init__()
-        families: dict[str, tuple[float, list[nn.Module]]] = {
-            "stft": (config.stft.weight, [StftDiscriminator(n, config.stft.channels) for n in config.stft.windows]),
-            "period": (
-                config.period.weight,
-                [PeriodDiscriminator(n, config.period.channels) for n in config.period.periods],
-            ),
-            "resolution": (
-                config.resolution.weight,
-                [ResolutionDiscriminator(n, config.resolution.channels) for n in config.resolution.windows],
-            ),
-            "band": (config.band.weight, [BandDiscriminator(n, config.band.channels) for n in config.band.windows]),
-            "frame": (config.frame.weight, [FrameDiscriminator(n, config.frame.width) for n in config.frame.windows]),
-        }
-        self.weights = {name: weight for name, (weight, _) in families.items() if weight}
-        self.families = nn.ModuleDict({name: nn.ModuleList(families[name][1]) for name in self.weights})
+        self.heads = nn.ModuleList(Head(dim, width) for dim in dims)
+
+    def forward(self, layers: Sequence[Tensor]) -> list[Tensor]:
+        """Hidden layers, `(batch, frames, dim)` each, to scores, `(batch, frames)` each."""
+        return [head(layer) for head, layer in zip(self.heads, layers, strict=True)]
+
+    @staticmethod
+    def loss(scores: Sequence[Tensor]) -> Tensor:
+        """Hinge loss, mean over layers, from scores of batches whose first half is real and whose second is not."""
+        losses = []
+        for score in scores:
+            real, fake = score.chunk(2)
+            losses.append(F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        return torch.stack(losses).mean()
+
+    @staticmethod
+    def generator_loss(fake: Sequence[Tensor]) -> Tensor:
+        """Minus the mean score."""
+        return -torch.stack([score.mean() for score in fake]).mean()
+
+
+class Families(nn.ModuleDict):
+    """Discriminators of waveforms by family."""
 
     def forward(self, audio: Tensor) -> Judgements:
         """`(batch, samples)` to the judgements of each family's members."""
-        judgements = {}
-        for name, family in self.families.items():
-            assert isinstance(family, nn.ModuleList)
-            judgements[name] = [member(audio) for member in family]
+        return {name: [member(audio) for member in family] for name, family in self.items()}  # type: ignore[attr-defined]
+
+
+class Discriminators(nn.Module):
+    """All discriminators that a configuration trains.
+
+    Args:
+        config: with their weights.
+        heard: widths of the recognizer's hidden layers; needed for heads.
+
+    Attributes:
+        weights: of each family of discriminators of waveforms, by name.
+        features: heads on hidden layers and log spectra, None if they have no weight.
+    """
+
+    def __init__(self, config: DiscriminatorConfig, heard: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.windows = config.features.windows
+        dims = [*heard, *(window // 2 + 1 for window in self.windows)]
+        self.features = Heads(dims, config.features.width) if config.features.weight else None
+        families: dict[str, tuple[FamilyConfig, type[nn.Module]]] = {
+            "period": (config.period, PeriodDiscriminator),
+            "resolution": (config.resolution, ResolutionDiscriminator),
+            "band": (config.band, BandDiscriminator),
+        }
+        trained = {name: family for name, family in families.items() if family[0].weight and config.start < 1}
+        self.weights = {name: family.weight for name, (family, _) in trained.items()}
+        self.families = Families(
+            {
+                name: nn.ModuleList(kind(size, family.channels) for size in family.sizes)
+                for name, (family, kind) in trained.items()
+            }
+        )
+
+    def layers(self, heard: Sequence[Tensor], signal: Spectra) -> list[Tensor]:
+        """What the heads judge: hidden layers, `(batch, frames, dim)` each, and log spectra of the signal."""
+        return [*heard, *(torch.log(signal.power(window) + 1e-5) for window in self.windows)]
+
+    def forward(self, audio: Tensor) -> Judgements:
+        """`(batch, samples)` to the judgements of each family's members."""
+        judgements: Judgements = self.families(audio)
         return judgements
 
     def loss(self, real: Judgements, fake: Judgements) -> Tensor:

@@ -111,7 +111,8 @@ def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | No
                 if chosen:
                     trainer.best = result["valid"]
                     checkpoints.save(best, config.model, trainer.ema)
-                    checkpoints.save_discriminators(best, trainer.discriminator.state_dict())
+                    if judges := trainer.discriminator.state_dict():
+                        checkpoints.save_discriminators(best, judges)
                 watch.validated(trainer.step, trainer.minutes, {**result, "best": chosen}, valid, estimate)
             stopping = agreed(accelerator, stop)
             if trainer.step % config.save_every == 0 or done or stopping:

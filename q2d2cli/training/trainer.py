@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from q2d2cli import checkpoints
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.codebook import pair_entropies
-from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LevelLoss, LinesLoss, MelLoss, PesqLoss
+from q2d2cli.hearing import Hearing
+from q2d2cli.losses import (
+    ComplexStftLoss,
+    EnergyLoss,
+    LevelLoss,
+    LinesLoss,
+    MelLoss,
+    PesqLoss,
+    Spectra,
+    WordsLoss,
+)
 from q2d2cli.models.blocks import ConvNeXtBlock
 from q2d2cli.models.model import CodecModel
 from q2d2cli.training import distill
@@ -30,7 +40,8 @@ from q2d2cli.training.scores import measure
 VALID_BATCH = 8
 MAX_GRAD_NORM = 1e4
 """A step whose gradient is larger than this, or not finite, is skipped."""
-COUNTERS = ("step", "skipped", "minutes", "best", "adversarial_steps")
+COUNTERS = ("step", "skipped", "minutes", "best", "adversarial_steps", "heads_steps")
+"""Of a state; those it does not have begin at 0."""
 
 
 class Measured(NamedTuple):
@@ -66,7 +77,12 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.rng = np.random.default_rng(config.seed)
         self.model = CodecModel(config.model).to(device)
-        self.discriminator = Discriminators(config.discriminator).to(device)
+        rate = config.model.sample_rate
+        self.words: WordsLoss | None = None
+        if config.loss.words or config.discriminator.features.weight:
+            self.words = WordsLoss(Hearing(config.loss.recognizer, rate)).to(device)
+        heard = self.words.hearing.dims if self.words is not None else ()
+        self.discriminator = Discriminators(config.discriminator, heard).to(device)
         self.notes = start_from(init, self.model, self.discriminator) if init else []
         self.bf16 = config.bf16 and has_bfloat16(device)
         if config.bf16 and not self.bf16:
@@ -88,10 +104,12 @@ class Trainer:
         # What runs forward in training: compiled, and with gradients averaged over processes.
         compiled = torch.compile(self.model) if config.compile else self.model
         self.parallel_model = accelerator.prepare_model(compiled)
-        self.parallel_discriminator = accelerator.prepare_model(self.discriminator)
-        self.mel = MelLoss(config.model.sample_rate).to(device)
+        # One without weights cannot be prepared.
+        judges = self.discriminator
+        self.parallel_discriminator = accelerator.prepare_model(judges.families) if judges.weights else judges.families
+        self.parallel_features = accelerator.prepare_model(judges.features) if judges.features is not None else None
+        self.mel = MelLoss(rate).to(device)
         self.stft = ComplexStftLoss(config.loss.stft_compression, config.loss.stft_phase_only).to(device)
-        rate = config.model.sample_rate
         chosen: dict[str, Callable[[int], nn.Module]] = {
             "energy": EnergyLoss,
             "level": LevelLoss,
@@ -107,6 +125,7 @@ class Trainer:
         self.minutes = 0.0
         self.best = math.inf
         self.adversarial_steps = 0
+        self.heads_steps = 0
 
     def _make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optim = self.config.optim
@@ -114,11 +133,17 @@ class Trainer:
         chosen = {id(p) for p in matrices}
         rest = [p for p in self.trained.values() if id(p) not in chosen]
         optimizers: dict[str, torch.optim.Optimizer] = {
-            "adamw": torch.optim.AdamW(rest, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay),
-            "discriminator": torch.optim.AdamW(
-                self.discriminator.parameters(), lr=self.config.discriminator.lr, betas=optim.betas, weight_decay=0.0
-            ),
+            "adamw": torch.optim.AdamW(rest, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
         }
+        judges, settings = self.discriminator, self.config.discriminator
+        if judges.weights:
+            optimizers["discriminator"] = torch.optim.AdamW(
+                judges.families.parameters(), lr=settings.lr, betas=optim.betas, weight_decay=0.0
+            )
+        if judges.features is not None:
+            optimizers["features"] = torch.optim.AdamW(
+                judges.features.parameters(), lr=settings.features.lr, betas=(0.5, 0.9), weight_decay=0.0
+            )
         if matrices:
             optimizers["muon"] = Muon(matrices, lr=optim.muon_lr, weight_decay=optim.weight_decay)
         for optimizer in optimizers.values():
@@ -139,8 +164,10 @@ class Trainer:
         cosine = optim.final_lr + (1 - optim.final_lr) * 0.5 * (1 + math.cos(math.pi * self.progress))
         for name, optimizer in self.optimizers.items():
             steps = self.adversarial_steps if name == "discriminator" else self.step
+            # Heads on what is known already need no warm-up: they must be ahead of the model.
+            warm = 1.0 if name == "features" else min(1.0, (steps + 1) / optim.warmup_steps)
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * cosine * min(1.0, (steps + 1) / optim.warmup_steps)
+                group["lr"] = group["peak"] * cosine * warm
 
     def train_step(self, audio: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """One step on `(batch, samples)` audio; returns the losses, scalars, and the pair indices.
@@ -149,16 +176,30 @@ class Trainer:
         """
         config = self.config
         self._schedule()
-        adversarial = self.progress >= config.discriminator.start
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        adversarial = self.discriminator.weights and self.progress >= config.discriminator.start
+        autocast = self._autocast()
         with autocast:
             estimate, quantized = self.parallel_model(audio)
-        mel, stft = self.mel(estimate, audio), self.stft(estimate, audio)
+        decoded, original = Spectra(estimate), Spectra(audio)
+        mel, stft = self.mel(decoded, original), self.stft(decoded, original)
         total = config.loss.mel * mel + config.loss.stft * stft + config.loss.commitment * quantized.loss
         losses = {"mel": mel, "stft": stft}
         for name, loss in self.more_losses.items():
-            losses[f"{name}_loss"] = value = loss(estimate, audio)
+            losses[f"{name}_loss"] = value = loss(decoded, original)
             total = total + getattr(config.loss, name) * value
+        if self.words is not None:
+            with autocast:
+                with torch.no_grad():
+                    wanted = self.words.hearing(audio)
+                heard = self.words.hearing(estimate)
+            losses["words"] = self.words.compare(heard, wanted)
+            total = total + config.loss.words * losses["words"]
+            if self.discriminator.features is not None:
+                layers = [self.discriminator.layers(*pair) for pair in ((heard, decoded), (wanted, original))]
+                losses["d_features"], losses["adv_features"] = self._judge(*layers)
+                settings = config.discriminator.features
+                weight = settings.weight * min(1.0, self.heads_steps / settings.fade_steps)
+                total = total + weight * losses["adv_features"]
         if self.teacher is not None:
             with autocast:
                 target = self.teacher.quantize(audio)
@@ -173,7 +214,7 @@ class Trainer:
                 # In one pass: gradients of two could not be averaged over processes.
                 judged = self.parallel_discriminator(torch.cat([real, fake.detach()]))
                 d_loss = self.discriminator.loss(*split_judgements(judged))
-            self._update(d_loss, ["discriminator"], self.discriminator)
+            self._update(d_loss, ["discriminator"], self.discriminator.families)
             # Back through the discriminators to their input only: their own gradients stay as they are.
             leaf = fake.detach().requires_grad_()
             with autocast:
@@ -186,10 +227,31 @@ class Trainer:
             (gradient,) = torch.autograd.grad(weighted, leaf)
             total = total + (fake * gradient).sum()
             losses |= {"d": d_loss, "adv": adversarial_loss, "fm": matching}
-        if self._update(total, [n for n in self.optimizers if n != "discriminator"], self.model):
+        if self._update(total, [n for n in self.optimizers if n not in {"discriminator", "features"}], self.model):
             self._average()
         self.step += 1
         return {name: loss.detach() for name, loss in losses.items()}, quantized.indices
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def _judge(self, decoded: list[Tensor], original: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Update the heads on layers of both; returns their loss and, through `decoded`, the codec's."""
+        heads, settings = self.discriminator.features, self.config.discriminator.features
+        assert heads is not None
+        assert self.parallel_features is not None
+        both = [torch.cat(pair) for pair in zip(original, (layer.detach() for layer in decoded), strict=True)]
+        for _ in range(settings.updates * (2 if self.heads_steps < settings.fade_steps else 1)):
+            with self._autocast():
+                loss = heads.loss(self.parallel_features(both))
+            self._update(loss, ["features"], heads)
+        self.heads_steps += 1
+        # Their own gradients come from the updates alone.
+        heads.requires_grad_(False)
+        with self._autocast():
+            adversarial = heads.generator_loss(heads(decoded))
+        heads.requires_grad_(True)
+        return loss, adversarial
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -247,13 +309,18 @@ class Trainer:
             numbers |= {f"teacher_{name}": score for name, score in {**theirs.losses, **theirs.scores}.items()}
         return numbers, mine.estimate
 
+    def _validated(self) -> dict[str, nn.Module]:
+        """Losses that a validation measures: mel, STFT, and those that have a weight."""
+        words = {"words": self.words} if self.words is not None else {}
+        return {"mel": self.mel, "stft": self.stft, **self.more_losses, **words}
+
     def _measure(self, model: CodecModel, audio: Tensor, clips: Sequence[Tensor]) -> Measured:
         metrics, rate = self.config.validate_metrics, self.config.model.sample_rate
         parts = audio.split(VALID_BATCH)
         estimates, quantized = zip(*(model(part) for part in parts), strict=True)
         losses = {
             name: float(np.mean([loss(e, part).item() for e, part in zip(estimates, parts, strict=True)]))
-            for name, loss in {"mel": self.mel, "stft": self.stft, **self.more_losses}.items()
+            for name, loss in self._validated().items()
         }
         if clips:
             scores = measure(metrics, rate, clips, [model(clip[None])[0][0] for clip in clips])
@@ -310,7 +377,7 @@ class Trainer:
         self.rng.bit_generator.state = json.loads(state["rng"])
         torch.set_rng_state(state["torch_rng"])
         for name in COUNTERS:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, 0))
 
 
 def split_judgements(judged: Judgements) -> tuple[Judgements, Judgements]:

@@ -1,0 +1,83 @@
+"""Real processes of the command that start at once: forked from one that has imported what they need."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from subprocess import CompletedProcess, TimeoutExpired
+
+MODULES = [
+    "torch",
+    "torchaudio",
+    "soundfile",
+    "soxr",
+    "safetensors.torch",
+    "rich.progress",
+    "q2d2cli.cli",
+    "q2d2cli.transcode",
+    "q2d2cli.training.loop",
+    "q2d2cli.training.export",
+    "warm",
+]
+TIMEOUT = 300
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(MODULES)
+
+
+def run(arguments: Sequence[str], folder: Path, environment: dict[str, str], stdin: bytes | None) -> CompletedProcess:
+    """The command in a process of its own, as `subprocess.run` would; standard input is empty if None."""
+    streams = [folder.parent / f".stream-{name}" for name in ("in", "out", "err")]
+    streams[0].write_bytes(stdin or b"")
+    paths = [str(path) for path in streams]
+    if stdin is None:
+        paths[0] = os.devnull
+    elif stdin:
+        # A pipe, not a file: what reads it cannot seek.
+        streams[0].unlink()
+        os.mkfifo(streams[0])
+    process = context.Process(target=command, args=(list(arguments), str(folder), environment, paths))
+    process.start()
+    if stdin:
+        feed(streams[0], stdin)
+    process.join(TIMEOUT)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise TimeoutExpired(list(arguments), TIMEOUT)
+    return CompletedProcess(list(arguments), process.exitcode, streams[1].read_bytes(), streams[2].read_bytes())
+
+
+def feed(path: Path, data: bytes) -> None:
+    """Write into a named pipe until all is read or the reader is gone."""
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+    except BrokenPipeError:
+        pass
+
+
+def command(arguments: list[str], folder: str, environment: dict[str, str], streams: list[str]) -> None:
+    """What the forked process does."""
+    for number, (path, flags) in enumerate(
+        zip(
+            streams,
+            (os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+            strict=True,
+        )
+    ):
+        file = os.open(path, flags, 0o600)
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115 - for good
+    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["q2d2", *arguments]
+    from q2d2cli.__main__ import main
+
+    main()
