@@ -16,7 +16,7 @@ from torch import Tensor
 from q2d2cli import checkpoints
 from q2d2cli.arrays import as_integers, as_waveform, whole_number
 from q2d2cli.checkpoints import DEFAULT_MODEL
-from q2d2cli.container.header import FormatError, Header, Payload
+from q2d2cli.container.header import FormatError, Header, Payload, block_frames
 from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output
@@ -24,9 +24,6 @@ from q2d2cli.models.model import CodecModel
 from q2d2cli.passes import side_by_side
 from q2d2cli.quantizers.base import indices_to_tokens, tokens_to_indices
 from q2d2cli.streaming import CHUNK_SECONDS, StreamDecoder, StreamEncoder
-
-BLOCK_SECONDS = 1.0
-"""About how much audio a block of a .q2d file holds."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -204,7 +201,7 @@ class Codec:
             UsageError: if one of them is no whole number or does not fit the format.
         """
         try:
-            return Header(
+            header = Header(
                 quantizer=self.quantizer,
                 hop=self.config.hop,
                 sample_rate=self.sample_rate,
@@ -213,8 +210,9 @@ class Codec:
                 original_rate=whole_number(sample_rate, "sample rate"),
                 channels=whole_number(channels, "number of channels"),
                 num_samples=None if num_samples is None else whole_number(num_samples, "number of samples"),
-                frames_per_block=max(1, round(BLOCK_SECONDS * self.frame_rate)),
+                frames_per_block=1,
             )
+            return with_blocks(header)
         except ValueError as error:
             raise UsageError(str(error)) from error
 
@@ -462,14 +460,23 @@ def check_binary(file: object) -> None:
         raise ValueError('the file is open for text: open it in binary, "rb" or "wb"')
 
 
+def with_blocks(header: Header) -> Header:
+    """`header` with blocks as long as suits its payload mode and the length of its audio."""
+    frames = None if header.num_samples is None else header.frames_for(header.num_samples)
+    size = block_frames(header.quantizer, header.frame_rate, header.channels, header.payload, frames)
+    return replace(header, frames_per_block=size)
+
+
 def with_payload(header: Header, payload: Payload) -> Header:
-    """`header` with another payload mode.
+    """`header` with another payload mode, and blocks that suit it.
 
     Raises:
         UsageError: if the grids are too large for it.
     """
+    if header.payload == payload:
+        return header
     try:
-        return replace(header, payload=payload)
+        return with_blocks(replace(header, payload=payload))
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -146,62 +146,153 @@ def unpack_fields(data: bytes, frames: int, tables: list[Labelling]) -> list[lis
     return result
 
 
-def decode(data: bytes) -> dict[str, Any]:
-    """Header fields, and `indices[channel][frame][pair]`; of robust files also the counts of bad blocks."""
-    assert data[:8] == b"\x89Q2D\r\n\x1a\n"
-    major, minor, length = struct.unpack_from("<BBH", data, 8)
-    assert major == 1
-    assert zlib.crc32(data[: length - 4]) == struct.unpack_from("<I", data, length - 4)[0]
+KINDS = ["rectangular", "rhombic", "hexagonal", "fsq", "vq", "rvq"]
+RATES = [8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 176400, 192000]
+
+
+class Bytes:
+    """Takes a file apart from the front."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, size: int) -> bytes:
+        self.at += size
+        assert self.at <= len(self.data), "truncated"
+        return self.data[self.at - size : self.at]
+
+    def u8(self) -> int:
+        return self.take(1)[0]
+
+    def varint(self) -> int:
+        number, shift = 0, 0
+        while True:
+            byte = self.u8()
+            number |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return number
+
+
+def header_1(source: Bytes) -> dict[str, Any]:
+    data = source.data
+    (length,) = struct.unpack_from("<H", data, 10)
+    source.at = length
     kind, mode, dim, name_length = struct.unpack_from("<BBBB", data, 12)
-    assert minor >= mode in (0, 1)
+    assert data[9] >= mode in (0, 1)
     hop, channels, rate, original, samples, block_frames = struct.unpack_from("<HHIIQH", data, 16)
-    levels = list(struct.unpack_from(f"<{dim}H", data, 46))
-    name = data[46 + 2 * dim : 46 + 2 * dim + name_length].decode()
-    sizes = sizes_of(kind, levels)
-    tables = labellings(kind, levels) if mode else []
-    indices: list[list[list[int]]] = [[] for _ in range(channels)]
-    position = length
-    sequence = damaged = lost = 0
-    while True:
-        first, number, crc = struct.unpack_from("<III", data, position)
-        kind_of_block, size = first % 256, first // 256
-        payload = data[position + 12 : position + 12 + size]
-        whole = zlib.crc32(data[position : position + 8] + payload) == crc
-        assert whole or (mode == 1 and kind_of_block == 1)
-        damaged += not whole
-        assert number == sequence or (mode == 1 and sequence < number <= sequence + 3600)
-        missing = (number - sequence) * block_frames
-        if kind_of_block == 2:
-            (total,) = struct.unpack_from("<Q", payload)
-            missing = -(-total * rate // (original * hop)) - len(indices[0])
-        for channel in indices:
-            channel += [[origin for _, _, (origin,) in tables] for _ in range(missing)]
-        lost += number - sequence
-        position, sequence = position + 12 + size, number + 1
-        if kind_of_block == 2:
-            break
-        assert kind_of_block == 1
-        (frames,) = struct.unpack_from("<H", payload)
-        step = -(-frames * sum(map(bits, sizes)) // 8) if mode else packed_bytes(frames, sizes)
-        assert size == 2 + channels * step
-        for number_of, channel in enumerate(indices):
-            part = payload[2 + number_of * step : 2 + (number_of + 1) * step]
-            channel += unpack_fields(part, frames, tables) if mode else unpack(part, frames, sizes)
-    assert position == len(data)
-    assert samples in (2**64 - 1, total)
-    bad = {"damaged_blocks": damaged, "lost_blocks": lost} if mode else {}
     return {
-        "version": [major, minor],
-        "kind": ["rectangular", "rhombic", "hexagonal", "fsq", "vq", "rvq"][kind],
-        "levels": levels,
+        "kind": KINDS[kind],
+        "levels": list(struct.unpack_from(f"<{dim}H", data, 46)),
+        "payload": ["packed", "robust"][mode],
         "hop": hop,
         "sample_rate": rate,
-        "model": name,
+        "model": data[46 + 2 * dim : 46 + 2 * dim + name_length].decode(),
         "fingerprint": data[38:46].hex(),
         "original_rate": original,
         "channels": channels,
-        "num_samples": total,
+        "num_samples": None if samples == 2**64 - 1 else samples,
         "frames_per_block": block_frames,
-        "indices": indices,
-        **bad,
     }
+
+
+def header_2(source: Bytes) -> dict[str, Any]:
+    end = source.varint()
+    end += source.at
+    first = source.u8()
+    dim, levels = source.varint(), list[int]()
+    while len(levels) < dim:
+        level = source.varint()
+        levels += [level] * source.varint()
+    assert len(levels) == dim
+    hop, channels, codes = source.varint(), source.varint(), source.u8()
+    rate = RATES[codes % 16 - 1] if codes % 16 else source.varint()
+    original = RATES[codes // 16 - 1] if codes // 16 else source.varint()
+    block_frames, samples = source.varint(), source.varint()
+    fingerprint = source.take(8).hex()
+    name = source.take(source.varint()).decode()
+    source.at = end + 4
+    return {
+        "kind": KINDS[first % 16],
+        "levels": levels,
+        "payload": ["packed", "robust"][first // 16],
+        "hop": hop,
+        "sample_rate": rate,
+        "model": name,
+        "fingerprint": fingerprint,
+        "original_rate": original,
+        "channels": channels,
+        "num_samples": samples - 1 if samples else None,
+        "frames_per_block": block_frames,
+    }
+
+
+Raw = tuple[str, int, bool, bytes]
+"""Kind of block, its number, whether its checksum is right, its payload; of a data block with `F` in front."""
+
+
+def block_1(source: Bytes) -> Raw:
+    head = source.take(12)
+    first, number, crc = struct.unpack("<III", head)
+    payload = source.take(first // 256)
+    kind = {1: "data", 2: "end"}[first % 256]
+    return kind, number, zlib.crc32(head[:8] + payload) == crc, payload
+
+
+def block_2(source: Bytes) -> Raw:
+    start = source.at
+    code, number, size = source.u8(), source.varint(), source.varint()
+    payload = source.take(size)
+    whole = zlib.crc32(source.data[start : source.at]) == struct.unpack("<I", source.take(4))[0]
+    kind = {0x10: "data", 0x11: "short", 0x20: "end"}[code] if code < 128 else "skipped"
+    return kind, number, whole, payload
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """Header fields, and `indices[channel][frame][pair]`; of robust files also the counts of bad blocks."""
+    source = Bytes(data)
+    assert source.take(8) == b"\x89Q2D\r\n\x1a\n"
+    major, minor = source.u8(), source.u8()
+    assert major in (1, 2)
+    facts = header_1(source) if major == 1 else header_2(source)
+    assert zlib.crc32(data[: source.at - 4]) == struct.unpack_from("<I", data, source.at - 4)[0]
+    kind, levels, robust = KINDS.index(facts["kind"]), facts["levels"], facts["payload"] == "robust"
+    sizes = sizes_of(kind, levels)
+    tables = labellings(kind, levels) if robust else []
+    indices: list[list[list[int]]] = [[] for _ in range(facts["channels"])]
+    expected = damaged = lost = 0
+    while True:
+        what, number, whole, payload = (block_1 if major == 1 else block_2)(source)
+        assert whole or (robust and what in ("data", "short"))
+        if what == "skipped":
+            continue
+        damaged += not whole
+        assert number == expected or (robust and expected < number <= expected + 3600)
+        missing = (number - expected) * facts["frames_per_block"]
+        if what == "end":
+            total = facts["num_samples"]
+            if payload:
+                total = struct.unpack_from("<Q", payload)[0] if major == 1 else Bytes(payload).varint()
+            assert facts["num_samples"] in (None, total)
+            facts["num_samples"] = total
+            whole_file = -(-total * facts["sample_rate"] // (facts["original_rate"] * facts["hop"]))
+            missing = whole_file - len(indices[0])
+        for channel in indices:
+            channel += [[origin for _, _, (origin,) in tables] for _ in range(missing)]
+        lost += number - expected
+        expected = number + 1
+        if what == "end":
+            break
+        body = Bytes(payload)
+        if major == 1:
+            (frames,) = struct.unpack("<H", body.take(2))
+        else:
+            frames = body.varint() if what == "short" else facts["frames_per_block"]
+        step = -(-frames * sum(map(bits, sizes)) // 8) if robust else packed_bytes(frames, sizes)
+        for channel in indices:
+            part = body.take(step)
+            channel += unpack_fields(part, frames, tables) if robust else unpack(part, frames, sizes)
+        assert body.at == len(payload)
+    assert source.at == len(data)
+    bad = {"damaged_blocks": damaged, "lost_blocks": lost} if robust else {}
+    return {"version": [major, minor], **facts, "indices": indices, **bad}

@@ -53,7 +53,8 @@ def describe(path: Path) -> dict[str, Any]:
 
     try:
         with Reader(open_binary(path)) as reader:
-            blocks = sum(1 for _ in reader.blocks())
+            for _ in reader.blocks():
+                pass
     except FormatError as error:
         raise FormatError(f"{'standard input' if path == PIPE else path} {error}") from error
     header, samples = reader.header, reader.num_samples or 0
@@ -80,9 +81,11 @@ def describe(path: Path) -> dict[str, Any]:
         "duration": duration,
         "frames": reader.frames,
         "tokens": reader.frames * header.channels,
-        "blocks": blocks,
+        "blocks": reader.data_blocks,
         "damaged_blocks": reader.damaged_blocks,
         "lost_blocks": reader.lost_blocks,
+        "parity_blocks": reader.parity_blocks,
+        "metadata_blocks": reader.metadata_blocks,
         "bytes": reader.bytes_read,
         "payload_bytes": reader.payload_bytes,
         "bit_rate": 8 * reader.bytes_read / duration if duration else None,

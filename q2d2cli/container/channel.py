@@ -10,7 +10,7 @@ import io
 
 import numpy as np
 
-from q2d2cli.container.stream import BLOCK, FRAMES, Reader
+from q2d2cli.container.stream import Reader
 
 
 class Channel:
@@ -67,10 +67,10 @@ def damage_file(data: bytes, channel: Channel) -> bytes:
     for block in reader.blocks():
         if block.state == "lost":
             continue
-        end = reader.bytes_read
-        begin = end - len(block.payload)
-        head = begin - FRAMES.size - BLOCK.size
-        arrived = channel.send(block.payload)
-        parts.append(data[copied:head] if arrived is None else data[copied:begin] + arrived)
-        copied = end
+        arrived = channel.send(block.packed.payload)
+        if arrived is None:
+            parts.append(data[copied : block.offset])
+        else:
+            parts += [data[copied : block.begin], arrived, data[block.begin + len(arrived) : block.end]]
+        copied = block.end
     return b"".join([*parts, data[copied:]])

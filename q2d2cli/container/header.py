@@ -5,39 +5,39 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from itertools import groupby
 from typing import BinaryIO, Literal
 
+from q2d2cli.container.varint import VarintError, from_varint, to_varint
 from q2d2cli.errors import Q2D2Error
 from q2d2cli.quantizers.spec import KINDS, QuantizerSpec
 
 MAGIC = b"\x89Q2D\r\n\x1a\n"
-MAJOR = 1
+VERSION = (2, 0)
+"""Major and minor version that is written."""
 UNKNOWN = 2**64 - 1
-Payload = Literal["packed", "robust"]
-PAYLOADS: tuple[Payload, ...] = ("packed", "robust")
-"""Payload modes in the order of their codes: mixed radix, and a field of its own for every index."""
-MINORS: dict[Payload, int] = {"packed": 0, "robust": 1}
-"""The first minor version with each payload mode; files carry the lowest that describes them."""
+Payload = Literal["packed", "robust", "coded"]
+PAYLOADS: tuple[Payload, ...] = ("packed", "robust", "coded")
+"""Payload modes in the order of their codes: mixed radix, a field of its own for every index, and entropy coded."""
 MAX_RATE = 1_000_000
 """Highest sample rate, Hz: what a crafted file may ask of a resampler; recordings of bats have half of it."""
 MAX_ROBUST_POINTS = 65536
 """Points of a pair that a robust payload can have: its labelling is a table."""
+RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 176400, 192000)
+"""Sample rates with a code of their own, from 1 on, Hz."""
+FINGERPRINT_BYTES = 8
+BLOCK_BYTES = 1400
+"""About how large a payload a block of a file has: its head and checksum are half a percent of that."""
+ROBUST_SECONDS = 1.0
+"""About how much audio a block of a robust file holds: what is lost with it."""
+MAX_PAYLOAD = 2**24 - 1
+"""Bytes of a block's payload."""
 
-# Kind, payload mode, number of levels, length of the name, hop, channels, model rate, original
-# rate, samples, frames per block, fingerprint; the version and the header's length go before.
-PREFIX = struct.Struct("<8sBBH")
-FIXED = struct.Struct("<BBBBHHIIQH8s")
+PREFIX = struct.Struct("<8sBB")
+"""Magic, major version, minor version."""
 CRC = struct.Struct("<I")
-
-OTHER_FORMATS = {
-    b"RIFF": "a WAV file",
-    b"fLaC": "a FLAC file",
-    b"OggS": "an Ogg file",
-    b"ID3": "an MP3 file",
-    b"ECDC": "an EnCodec file",
-    b"PK\x03\x04": "a zip archive",
-    b"\x93NUMPY": "a NumPy file (DAC's .dac, perhaps)",
-}
+SAMPLES_BYTES = 7
+"""Bytes kept for a number of samples that is put in later."""
 
 
 class FormatError(Q2D2Error):
@@ -66,13 +66,14 @@ class Header:
     num_samples: int | None
     """Samples per channel at the original rate; None if not known when the header was written."""
     frames_per_block: int
-    version: tuple[int, int] = (MAJOR, 0)
-    """Of the file that was read; at least the one that has the payload mode."""
+    version: tuple[int, int] = VERSION
+    """Of the file that was read; not kept, files are written in the newest."""
     payload: Payload = "packed"
     """How pair indices become bits."""
+    context: bytes = b""
+    """Fingerprint of the context model of a `coded` payload: first 8 bytes of the SHA-256 of its file."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "version", max(self.version, (MAJOR, MINORS[self.payload])))
         limits = {
             "hop": (self.hop, 65535),
             "sample_rate": (self.sample_rate, MAX_RATE),
@@ -92,8 +93,12 @@ class Header:
                 f"a grid of {max(self.quantizer.sizes)} points is out of range: a robust payload holds "
                 f"{MAX_ROBUST_POINTS}"
             )
-        if len(self.fingerprint) != 8:
-            raise ValueError(f"fingerprint has {len(self.fingerprint)} bytes: it must have 8")
+        for name, mark, size in (
+            ("fingerprint", self.fingerprint, FINGERPRINT_BYTES),
+            ("fingerprint of the context model", self.context, FINGERPRINT_BYTES if self.payload == "coded" else 0),
+        ):
+            if len(mark) != size:
+                raise ValueError(f"{name} has {len(mark)} bytes: it must have {size}")
 
     @property
     def frame_rate(self) -> float:
@@ -102,7 +107,10 @@ class Header:
 
     @property
     def bits_per_frame(self) -> float:
-        """Payload bits of a frame: `log2` of the codebook size; robust, the sum of the fields' widths."""
+        """Payload bits of a frame: `log2` of the codebook size; robust, the sum of the fields' widths.
+
+        A coded payload has fewer than that, how many its file tells.
+        """
         return sum(self.quantizer.field_bits) if self.payload == "robust" else self.quantizer.bits_per_frame
 
     @property
@@ -119,88 +127,137 @@ class Header:
         """Frames per channel of so many samples at the original rate: the samples at the model's rate, over the hop."""
         return -(-num_samples * self.sample_rate // (self.original_rate * self.hop))
 
-    def to_bytes(self) -> bytes:
-        """The header as it stands in a file."""
+    def to_bytes(self, room: bool = False) -> bytes:
+        """The header as it stands in a file.
+
+        Args:
+            room: whether the number of samples takes `SAMPLES_BYTES`, so that it can be put in later.
+        """
+        body = bytearray([KINDS.index(self.quantizer.kind) | PAYLOADS.index(self.payload) << 4])
+        body += to_varint(self.quantizer.dim)
+        for level, run in groupby(self.quantizer.levels):
+            body += to_varint(level) + to_varint(len(list(run)))
+        body += to_varint(self.hop) + to_varint(self.channels)
+        rates = (self.sample_rate, self.original_rate)
+        codes = [RATES.index(rate) + 1 if rate in RATES else 0 for rate in rates]
+        body.append(codes[0] | codes[1] << 4)
+        for rate, code in zip(rates, codes, strict=True):
+            body += b"" if code else to_varint(rate)
+        body += to_varint(self.frames_per_block)
+        samples = 0 if self.num_samples is None else self.num_samples + 1
+        body += to_varint(samples, SAMPLES_BYTES if room else 1)
         name = self.model.encode()
-        body = FIXED.pack(
-            KINDS.index(self.quantizer.kind),
-            PAYLOADS.index(self.payload),
-            self.quantizer.dim,
-            len(name),
-            self.hop,
-            self.channels,
-            self.sample_rate,
-            self.original_rate,
-            UNKNOWN if self.num_samples is None else self.num_samples,
-            self.frames_per_block,
-            self.fingerprint,
-        )
-        body += struct.pack(f"<{self.quantizer.dim}H", *self.quantizer.levels) + name
-        # Not the version that was read: what a later one adds is not kept.
-        prefix = PREFIX.pack(MAGIC, MAJOR, MINORS[self.payload], PREFIX.size + len(body) + CRC.size)
-        return prefix + body + CRC.pack(zlib.crc32(prefix + body))
+        body += self.fingerprint + to_varint(len(name)) + name + self.context
+        data = PREFIX.pack(MAGIC, *VERSION) + to_varint(len(body)) + body
+        return data + CRC.pack(zlib.crc32(data))
 
 
-def read_header(file: BinaryIO) -> tuple[Header, int]:
-    """Read a header and leave `file` at the first block; returns it and its length in bytes.
+def block_frames(
+    quantizer: QuantizerSpec, frame_rate: float, channels: int, payload: Payload = "packed", frames: int | None = None
+) -> int:
+    """Frames per block that a file should have.
+
+    As many as fill `BLOCK_BYTES`, in a robust file `ROBUST_SECONDS`; of a file whose length is
+    known a little fewer, so that all its blocks are equally long.
+
+    Args:
+        quantizer: of the model.
+        frame_rate: frames per second and channel.
+        channels: of the audio.
+        payload: the payload mode.
+        frames: per channel of the whole file; None if not known.
+    """
+    most = max(1, min(65535, int(8 * BLOCK_BYTES / (channels * quantizer.bits_per_frame))))
+    if payload == "robust":
+        return max(1, min(most, round(ROBUST_SECONDS * frame_rate)))
+    if not frames:
+        return most
+    return -(-frames // -(-frames // most))
+
+
+def read_rest(file: BinaryIO, prefix: bytes) -> tuple[Header, int]:
+    """Read what follows magic and version of version 2; returns the header and its length in bytes.
 
     Raises:
-        FormatError: if this is not a .q2d file, a newer version, truncated or damaged.
+        FormatError: if it is truncated or damaged.
     """
-    prefix = file.read(PREFIX.size)
-    if not prefix:
-        raise FormatError("is empty: not a .q2d file")
-    if not MAGIC.startswith(prefix[: len(MAGIC)]):
-        raise FormatError(describe_foreign(prefix))
-    if len(prefix) < PREFIX.size:
-        raise FormatError("is truncated: it ends inside the header")
-    _, major, minor, length = PREFIX.unpack(prefix)
-    if major != MAJOR:
-        raise FormatError(f"has format version {major}.{minor}, and this q2d2 reads version {MAJOR}: upgrade q2d2")
-    if length < PREFIX.size + FIXED.size + CRC.size:
-        raise FormatError("is damaged: its header is too short")
-    rest = file.read(length - PREFIX.size)
-    if len(rest) < length - PREFIX.size:
-        raise FormatError("is truncated: it ends inside the header")
-    body, (crc,) = rest[: -CRC.size], CRC.unpack(rest[-CRC.size :])
-    if zlib.crc32(prefix + body) != crc:
+    data = prefix + read_exactly(file, 1)
+    while data[-1] >= 0x80:
+        data += read_exactly(file, 1)
+        if len(data) > PREFIX.size + 2:
+            raise FormatError("is damaged: its header has an impossible length")
+    length, begin = from_varint(data, PREFIX.size)
+    data += read_exactly(file, length + CRC.size)
+    if zlib.crc32(data[: -CRC.size]) != CRC.unpack(data[-CRC.size :])[0]:
         raise FormatError("is damaged: the checksum of its header does not match")
-    return parse_body(body, (major, minor)), length
+    return parse_body(data[begin : -CRC.size], (prefix[-2], prefix[-1])), len(data)
+
+
+def read_exactly(file: BinaryIO, size: int) -> bytes:
+    """So many bytes of the header.
+
+    Raises:
+        FormatError: if the file ends before.
+    """
+    data = file.read(size)
+    if len(data) < size:
+        raise FormatError("is truncated: it ends inside the header")
+    return data
 
 
 def parse_body(body: bytes, version: tuple[int, int]) -> Header:
     """Header fields from checked bytes; what a later minor version adds behind them is skipped."""
-    kind, mode, dim, name_length, hop, channels, rate, original, samples, frames, mark = FIXED.unpack_from(body)
-    variable = body[FIXED.size :]
-    if len(variable) < 2 * dim + name_length:
-        raise FormatError("is damaged: its header is too short for its fields")
-    if kind >= len(KINDS) or mode >= len(PAYLOADS):
-        what = f"quantizer kind {kind}" if kind >= len(KINDS) else f"payload mode {mode}"
-        raise FormatError(f"uses {what}, which this q2d2 does not know: upgrade q2d2")
-    levels = struct.unpack_from(f"<{dim}H", variable)
+    at = 0
+
+    def byte() -> int:
+        return piece(1)[0]
+
+    def number() -> int:
+        nonlocal at
+        value, at = from_varint(body, at)
+        return value
+
+    def piece(size: int) -> bytes:
+        nonlocal at
+        if len(body) < at + size:
+            raise VarintError("its fields do not fit")
+        at += size
+        return body[at - size : at]
+
     try:
+        first = byte()
+        kind, mode = first & 15, first >> 4
+        if kind >= len(KINDS) or mode >= len(PAYLOADS):
+            what = f"quantizer kind {kind}" if kind >= len(KINDS) else f"payload mode {mode}"
+            raise FormatError(f"uses {what}, which this q2d2 does not know: upgrade q2d2")
+        dim, levels = number(), list[int]()
+        while len(levels) < dim:
+            level, run = number(), number()
+            if not 1 <= run <= dim - len(levels) or dim > 255:
+                raise VarintError(f"{dim} levels, {run} of them {level}")
+            levels += [level] * run
+        hop, channels, codes = number(), number(), byte()
+        rates = []
+        for code in (codes & 15, codes >> 4):
+            if code > len(RATES):
+                raise FormatError(f"uses sample rate code {code}, which this q2d2 does not know: upgrade q2d2")
+            rates.append(RATES[code - 1] if code else number())
+        frames, samples = number(), number()
+        mark, name = piece(FINGERPRINT_BYTES), piece(number()).decode()
+        context = piece(FINGERPRINT_BYTES) if PAYLOADS[mode] == "coded" else b""
         return Header(
-            QuantizerSpec(KINDS[kind], levels),
+            QuantizerSpec(KINDS[kind], tuple(levels)),
             hop,
-            rate,
-            variable[2 * dim : 2 * dim + name_length].decode(),
+            rates[0],
+            name,
             mark,
-            original,
+            rates[1],
             channels,
-            None if samples == UNKNOWN else samples,
+            samples - 1 if samples else None,
             frames,
             version,
             PAYLOADS[mode],
+            context,
         )
     except ValueError as error:
         raise FormatError(f"has an impossible header: {error}") from error
-
-
-def describe_foreign(start: bytes) -> str:
-    """What a file without the magic probably is."""
-    if start.startswith(b"\x89Q2D"):
-        return "was damaged in transfer (line endings were changed): copy it again in binary mode"
-    for magic, name in OTHER_FORMATS.items():
-        if start.startswith(magic):
-            return f"is not a .q2d file: it looks like {name}"
-    return "is not a .q2d file"

@@ -1,24 +1,99 @@
-"""A block's pair indices to bytes and back, in the payload mode that the header names. Imports no torch."""
+"""Blocks' pair indices to bytes and back, in the payload mode that the header names. Imports no torch."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from q2d2cli.container.fields import fields_bytes, pack_fields, unpack_fields
-from q2d2cli.container.header import Header
+from q2d2cli.container.header import FormatError, Header
 from q2d2cli.container.labelling import origins
 from q2d2cli.container.packing import pack, payload_bytes, unpack
 
 
+@dataclass(frozen=True)
+class Packed:
+    """One block's pair indices as bytes."""
+
+    payload: bytes
+    frames: int
+    plain: bool = False
+    """Whether a block of a coded file is packed, because that is shorter."""
+
+
+class Coder(Protocol):
+    """An entropy coder with a context model. Each block is coded on its own; many at once take little longer."""
+
+    def encode(self, blocks: Sequence[np.ndarray]) -> list[bytes]:
+        """Pair indices of blocks, each `(channels, frames, pairs)`, to bytes."""
+
+    def decode(self, payloads: Sequence[bytes], frames: Sequence[int], channels: int) -> list[np.ndarray]:
+        """Inverse of `encode`, to int64; any bytes give indices in range, or FormatError."""
+
+
+def coder_for(header: Header) -> Coder:
+    """The coder with the context model that the header of a coded file names.
+
+    Raises:
+        FormatError: if it is not here.
+    """
+    raise FormatError(f"needs the context model {header.context.hex()}, which this q2d2 does not have: upgrade q2d2")
+
+
+def pack_blocks(header: Header, blocks: Sequence[np.ndarray]) -> list[Packed]:
+    """Pair indices of blocks, each `(channels, frames, pairs)`, to bytes.
+
+    Raises:
+        ValueError: if a shape is wrong or an index is out of range.
+        FormatError: if the file is coded and its context model is not here.
+    """
+    plain = [to_payload(header, block) for block in blocks]
+    frames = [block.shape[1] for block in blocks]
+    if header.payload != "coded":
+        return [Packed(data, count) for data, count in zip(plain, frames, strict=True)]
+    coded = coder_for(header).encode(blocks)
+    return [
+        Packed(code, count) if len(code) < len(data) else Packed(data, count, plain=True)
+        for code, data, count in zip(coded, plain, frames, strict=True)
+    ]
+
+
+def unpack_blocks(header: Header, blocks: Sequence[Packed]) -> list[np.ndarray]:
+    """Inverse of `pack_blocks`: each block's pair indices, `(channels, frames, pairs)` int64.
+
+    Raises:
+        FormatError: if a payload is none that a writer writes, or the context model is not here.
+    """
+    coded = [] if header.payload != "coded" else [block for block in blocks if not block.plain]
+    if coded:
+        counts = [block.frames for block in coded]
+        decoded = coder_for(header).decode([block.payload for block in coded], counts, header.channels)
+        found = iter(decoded)
+    return [
+        next(found)
+        if header.payload == "coded" and not block.plain
+        else from_payload(header, block.payload, block.frames)
+        for block in blocks
+    ]
+
+
+def plain_bytes(header: Header, frames: int) -> int:
+    """Bytes of `frames` frames of all channels; of a coded file, when packed."""
+    return header.channels * channel_bytes(header, frames)
+
+
 def channel_bytes(header: Header, frames: int) -> int:
-    """Bytes of one channel's `frames` frames."""
+    """Bytes of one channel's `frames` frames, not entropy coded."""
     if header.payload == "robust":
         return fields_bytes(frames, header.quantizer)
     return payload_bytes(frames, header.quantizer.sizes)
 
 
 def to_payload(header: Header, indices: np.ndarray) -> bytes:
-    """Pair indices `(channels, frames, pairs)` to bytes, channel after channel.
+    """Pair indices `(channels, frames, pairs)` to bytes, channel after channel, not entropy coded.
 
     Raises:
         ValueError: if the shape is wrong or an index is out of range.

@@ -1,28 +1,35 @@
-"""Blocks of a .q2d file, written and read one at a time (docs/format.md, "Blocks"). Imports no torch."""
+"""A .q2d file as a stream of pair indices, written and read block by block (docs/format.md). Imports no torch."""
 
 from __future__ import annotations
 
-import struct
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import BinaryIO, Literal
 
 import numpy as np
 
-from q2d2cli.container.header import FormatError, Header, read_header
-from q2d2cli.container.payload import channel_bytes, concealment, from_payload, to_payload
+from q2d2cli.container.blocks import (
+    DATA,
+    END,
+    METADATA,
+    PARITY,
+    PLAIN,
+    SHORT,
+    RawBlock,
+    Scanner,
+    Unsound,
+    read_header,
+    to_block,
+)
+from q2d2cli.container.header import MAX_PAYLOAD, FormatError, Header
+from q2d2cli.container.payload import Packed, concealment, pack_blocks, plain_bytes, unpack_blocks
+from q2d2cli.container.varint import to_varint
 
-DATA, END = 0x01, 0x02
-SKIPPABLE = 0x80
-"""Block types from here on may be skipped by a reader that does not know them."""
-BLOCK = struct.Struct("<III")
-"""Type (low byte) and payload length (the other three), sequence number, CRC32."""
-FRAMES = struct.Struct("<H")
-SAMPLES = struct.Struct("<Q")
 MAX_LOST = 3600
-"""Most blocks in a row that a robust file may lack; keeps a damaged sequence number from becoming years of audio."""
+"""Most blocks in a row that a file may lack; keeps a damaged number from becoming years of audio."""
+LOST_INDICES = 2**18
+"""Most pair indices that stand in for lost ones at a time; keeps memory flat."""
 
 
 class Writer:
@@ -32,6 +39,7 @@ class Writer:
         file: open for writing in binary; need not be seekable.
         header: goes first. If it does not know the number of samples and `file` is seekable, it is
             written again on `close`.
+        batch: blocks that are packed together and then written; more than 1 is faster if they are entropy coded.
 
     Attributes:
         bytes_written: size of the file so far.
@@ -39,13 +47,13 @@ class Writer:
         frames: frames written per channel.
     """
 
-    def __init__(self, file: BinaryIO, header: Header) -> None:
+    def __init__(self, file: BinaryIO, header: Header, batch: int = 1) -> None:
         self.file, self.header = file, header
         self.bytes_written = self.payload_bytes = self.frames = 0
-        self._sequence = 0
+        self._batch, self._blocks = batch, 0
         self._pending = np.empty((header.channels, 0, header.quantizer.num_indices), np.int64)
         self._start = file.tell() if file.seekable() else None
-        self._put(header.to_bytes())
+        self._put(header.to_bytes(room=self._room()))
 
     def write(self, indices: np.ndarray) -> None:
         """Append `(channels, frames, pairs)` pair indices.
@@ -59,9 +67,9 @@ class Writer:
             raise ValueError(f"indices have shape {indices.shape}: expected ({self.header.channels}, frames, pairs)")
         self._pending = np.concatenate([self._pending, indices], axis=1)
         size = self.header.frames_per_block
-        while self._pending.shape[1] >= size:
-            self._data(self._pending[:, :size])
-            self._pending = self._pending[:, size:]
+        while self._pending.shape[1] >= size * self._batch:
+            self._data(self._pending[:, : size * self._batch])
+            self._pending = self._pending[:, size * self._batch :]
 
     def close(self, num_samples: int) -> None:
         """Write what is left and the end block with the number of samples per channel.
@@ -71,33 +79,37 @@ class Writer:
                 another number and cannot be written again.
         """
         header = replace(self.header, num_samples=num_samples)
-        if self._pending.shape[1]:
-            self._data(self._pending)
+        self._data(self._pending)
+        self._pending = self._pending[:, :0]
         if self.frames != header.frames_for(num_samples):
             raise ValueError(f"{num_samples} samples take {header.frames_for(num_samples)} frames, not {self.frames}")
-        if self._start is None and self.header.num_samples not in (None, num_samples):
+        known = self.header.num_samples is not None
+        if known and self.header.num_samples != num_samples:
             raise ValueError(f"the header, already written, says {self.header.num_samples} samples, not {num_samples}")
-        self._block(END, SAMPLES.pack(num_samples))
-        if self._start is not None and self.header.num_samples != num_samples:
+        self._put(to_block(END, self._blocks, b"" if known else to_varint(num_samples)))
+        if self._room():
+            assert self._start is not None
             self.header = header
             end = self.file.tell()
             self.file.seek(self._start)
-            self.file.write(self.header.to_bytes())
+            self.file.write(self.header.to_bytes(room=True))
             self.file.seek(end)
 
-    def _data(self, indices: np.ndarray) -> None:
-        packed = to_payload(self.header, indices)
-        self.payload_bytes += len(packed)
-        self.frames += indices.shape[1]
-        self._block(DATA, FRAMES.pack(indices.shape[1]) + packed)
+    def _room(self) -> bool:
+        """Whether the header gets the number of samples later."""
+        return self._start is not None and self.header.num_samples is None
 
-    def _block(self, kind: int, payload: bytes) -> None:
-        if len(payload) >= 2**24:
-            raise ValueError(f"a block of {len(payload)} bytes does not fit the format: use fewer frames per block")
-        first = kind | len(payload) << 8
-        crc = zlib.crc32(payload, zlib.crc32(struct.pack("<II", first, self._sequence)))
-        self._put(BLOCK.pack(first, self._sequence, crc) + payload)
-        self._sequence += 1
+    def _data(self, indices: np.ndarray) -> None:
+        size = self.header.frames_per_block
+        parts = [indices[:, begin : begin + size] for begin in range(0, indices.shape[1], size)]
+        for packed in pack_blocks(self.header, parts):
+            short = packed.frames < size
+            code = DATA | (SHORT if short else 0) | (PLAIN if packed.plain else 0)
+            start = to_varint(packed.frames) if short else b""
+            self._put(to_block(code, self._blocks, start + packed.payload))
+            self._blocks += 1
+            self.payload_bytes += len(packed.payload)
+            self.frames += packed.frames
 
     def _put(self, data: bytes) -> None:
         self.file.write(data)
@@ -106,42 +118,80 @@ class Writer:
 
 @dataclass(frozen=True)
 class Block:
-    """One data block."""
+    """One data block, or what stands in for lost ones."""
 
+    first: int
+    """Its first frame in the file."""
     frames: int
-    payload: bytes
-    """Packed pair indices, channel after channel."""
+    packed: Packed
+    """Its pair indices; without bytes if they are lost."""
     state: Literal["whole", "damaged", "lost"] = "whole"
-    """Whether the checksum matched, did not, or the block is not there (in robust files only)."""
+    """Whether the checksum matched, did not, or the block is not there."""
+    offset: int = 0
+    """Where it begins in the file, bytes."""
+    begin: int = 0
+    """Where its packed pair indices begin, bytes."""
+    end: int = 0
+    """Where it ends, bytes."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A stretch of the file that is not as it was written."""
+
+    kind: Literal["damaged", "missing", "truncated", "repeated", "joined"]
+    """Blocks with wrong bytes; blocks that are not there; all from here on is not there; blocks that do not belong
+    here; another file begins here."""
+    offset: int
+    """Where, bytes from the beginning of the file."""
+    block: int
+    """The first block concerned; data blocks are counted from 0."""
+    blocks: int
+    """How many; 0 if not known."""
+    start: float
+    """Where in the audio, seconds."""
+    duration: float | None
+    """How much audio, seconds; None if not known."""
 
 
 class Reader:
     """Reads a .q2d file block by block.
 
     Data blocks with a wrong checksum and missing data blocks are errors, but not in a robust
-    file: there they are counted, and `unpack` makes the best of them.
+    file, nor when damage is to be concealed: there they are counted, and `unpack` makes the best of them.
 
     Args:
         file: open for reading in binary, at the header; need not be seekable.
+        conceal: whether to go on after any damage, at the next sound block.
 
     Attributes:
         header: what the header says.
         num_samples: samples per channel; from the header, or from the end block once that is read.
+            What there is of a truncated file, if damage is concealed.
         bytes_read: size of the file so far.
         payload_bytes: packed pair indices among them.
         frames: frames read per channel, those of lost blocks among them.
+        data_blocks: data blocks so far, those that are lost among them.
         damaged_blocks: data blocks whose checksum does not match.
-        lost_blocks: data blocks that are missing.
+        lost_blocks: data blocks that are missing, or unreadable.
+        parity_blocks: blocks for repair.
+        metadata_blocks: blocks with tags.
+        other_blocks: blocks of other types, skipped.
+        faults: everything that is wrong, in order.
 
     Raises:
         FormatError: if the header is not that of a .q2d file this version can read.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.header, self.bytes_read = read_header(file)
+    def __init__(self, file: BinaryIO, conceal: bool = False) -> None:
+        self.file, self._conceal = file, conceal
+        self.header, size = read_header(file)
         self.num_samples = self.header.num_samples
-        self.payload_bytes = self.frames = self.damaged_blocks = self.lost_blocks = 0
+        self.payload_bytes = self.frames = self.data_blocks = self.damaged_blocks = self.lost_blocks = 0
+        self.parity_blocks = self.metadata_blocks = self.other_blocks = 0
+        self.faults: list[Fault] = []
+        self._scanner = Scanner(file, self.header, size)
+        self._gap: int | None = None
 
     def __enter__(self) -> Reader:
         return self
@@ -151,48 +201,59 @@ class Reader:
     ) -> None:
         self.file.close()
 
+    @property
+    def bytes_read(self) -> int:
+        """Size of the file so far."""
+        return self._scanner.offset
+
     def blocks(self) -> Iterator[Block]:
         """Checked data blocks, up to and including a check of the end block.
 
         Raises:
             FormatError: on a truncated or damaged file (a robust one: if more than the pair
-                indices is damaged); names the block and the time it starts at.
+                indices is damaged); names the block and the time it starts at. If damage is
+                concealed, only if there is no making sense of it.
         """
-        sequence, short = 0, False
-        header = self.header
-        robust = header.payload == "robust"
+        short = False
         while True:
-            where = f"block {sequence}, {self.frames / header.frame_rate:.2f} s into the audio"
-            head = self._read(BLOCK.size, where)
-            first, number, crc = BLOCK.unpack(head)
-            kind, length = first & 0xFF, first >> 8
-            payload = self._read(length, where)
-            whole = zlib.crc32(payload, zlib.crc32(head[:8])) == crc
-            if not whole and not (robust and kind == DATA):
-                raise FormatError(f"is damaged: the checksum of {where}, does not match")
-            lost = number - sequence
-            if lost and not (robust and 0 < lost <= MAX_LOST and not short):
-                raise FormatError(f"is damaged: {where}, carries number {number} (blocks lost or out of order)")
-            sequence = number + 1
-            if kind == END:
-                samples = self._end(payload)
-                yield from self._lost(lost, header.frames_for(samples) - self.frames)
+            raw = self._next()
+            if raw is None:
+                return
+            if raw.kind == "skipped":
+                self.parity_blocks += raw.code == PARITY
+                self.metadata_blocks += raw.code == METADATA
+                self.other_blocks += raw.code not in (PARITY, METADATA)
+                continue
+            number = raw.number
+            if self.header.version[0] == 1:
+                number -= self.parity_blocks + self.metadata_blocks + self.other_blocks
+            lost = number - self.data_blocks
+            tolerant = self._conceal or self.header.payload == "robust"
+            if lost and not (tolerant and 0 < lost <= MAX_LOST and not short):
+                if not self._conceal or lost > MAX_LOST:
+                    raise FormatError(f"is damaged: {self._where()}, carries number {number} (lost or out of order)")
+                self._gap = None
+                self._note("repeated", raw.offset, 1, 0)
+                continue
+            if raw.kind == "end":
+                samples = self._samples(raw)
+                yield from self._lost(raw.offset, lost, self.header.frames_for(samples) - self.frames)
                 self._check_end(samples)
                 return
-            yield from self._lost(lost, lost * header.frames_per_block)
-            if kind >= SKIPPABLE:
-                continue
-            if kind != DATA:
-                raise FormatError(f"has a block of type {kind}, which this q2d2 does not know: upgrade q2d2")
-            frames = FRAMES.unpack_from(payload)[0] if length >= FRAMES.size else 0
-            expected = header.channels * channel_bytes(header, frames)
-            if short or not 1 <= frames <= header.frames_per_block or length != FRAMES.size + expected:
-                raise FormatError(f"is damaged: {where}, has an impossible length")
-            short = frames < header.frames_per_block
-            self.frames += frames
-            self.payload_bytes += expected
-            self.damaged_blocks += not whole
-            yield Block(frames, payload[FRAMES.size :], "whole" if whole else "damaged")
+            yield from self._lost(raw.offset, lost, lost * self.header.frames_per_block)
+            if short:
+                raise FormatError(f"is damaged: {self._where()}, has an impossible length")
+            short = raw.frames < self.header.frames_per_block
+            if not raw.whole:
+                self._note("damaged", raw.offset, 1, raw.frames)
+            first = self.frames
+            self.frames += raw.frames
+            self.data_blocks += 1
+            self.payload_bytes += len(raw.payload)
+            self.damaged_blocks += not raw.whole
+            packed = Packed(raw.payload, raw.frames, raw.plain)
+            state: Literal["whole", "damaged"] = "whole" if raw.whole else "damaged"
+            yield Block(first, raw.frames, packed, state, raw.offset, raw.begin, raw.end)
 
     def unpack(self, block: Block) -> np.ndarray:
         """Pair indices of a block, `(channels, frames, pairs)` int64; of a lost one, what stands in for them.
@@ -200,35 +261,102 @@ class Reader:
         Raises:
             FormatError: if the payload is not one that a writer writes.
         """
-        if block.state == "lost":
-            return concealment(self.header, block.frames)
-        return from_payload(self.header, block.payload, block.frames)
+        return self.unpack_all([block])[0]
 
-    def _lost(self, blocks: int, frames: int) -> Iterator[Block]:
+    def unpack_all(self, blocks: Sequence[Block]) -> list[np.ndarray]:
+        """`unpack` for several blocks, which is faster than one by one if they are entropy coded."""
+        found = iter(unpack_blocks(self.header, [block.packed for block in blocks if block.state != "lost"]))
+        return [concealment(self.header, b.frames) if b.state == "lost" else next(found) for b in blocks]
+
+    def _next(self) -> RawBlock | None:
+        """The next block, a damaged one in a robust file, too; None at the end of what can be read."""
+        while True:
+            found = self._scanner.next()
+            if isinstance(found, RawBlock):
+                return found
+            block = found.block
+            robust = self.header.payload == "robust" and block is not None and block.kind == "data"
+            if robust and block is not None and 0 <= block.number - self.data_blocks <= MAX_LOST:
+                self._scanner.take(block)
+                return block
+            if not self._conceal:
+                raise self._error(found)
+            if self._gap is None:
+                self._gap = found.offset
+            if found.reason == "end" or self._scanner.other_file() or not self._scanner.search():
+                self._cut()
+                return None
+            if self._scanner.other_file():
+                self._note("joined", self._scanner.offset, 0, None)
+                self._cut()
+                return None
+
+    def _error(self, found: Unsound) -> FormatError:
+        """What to say about an unsound block."""
+        if self._scanner.other_file():
+            return FormatError(
+                f"is damaged: it ends before {self._where()}, and another .q2d file begins at byte {found.offset} "
+                "(were two files joined?)"
+            )
+        if found.reason in ("end", "truncated"):
+            return FormatError(f"is truncated: it ends inside {self._where()}")
+        if found.reason == "checksum":
+            return FormatError(f"is damaged: the checksum of {self._where()}, does not match")
+        return FormatError(f"is damaged: {self._where()}, has an impossible length")
+
+    def _cut(self) -> None:
+        """Take what has been read for the whole file."""
+        header = self.header
+        samples = self.frames * header.hop * header.original_rate // header.sample_rate
+        rest = None if header.num_samples is None else max(0, header.frames_for(header.num_samples) - self.frames)
+        self._note("truncated", self._scanner.offset if self._gap is None else self._gap, 0, rest)
+        self.num_samples = samples if header.num_samples is None else min(samples, header.num_samples)
+
+    def _where(self) -> str:
+        return f"block {self.data_blocks}, {self.frames / self.header.frame_rate:.2f} s into the audio"
+
+    def _note(
+        self,
+        kind: Literal["damaged", "missing", "truncated", "repeated", "joined"],
+        offset: int,
+        blocks: int,
+        frames: int | None,
+    ) -> None:
+        rate = self.header.frame_rate
+        duration = None if frames is None else frames / rate
+        self.faults.append(Fault(kind, offset, self.data_blocks, blocks, self.frames / rate, duration))
+
+    def _lost(self, offset: int, blocks: int, frames: int) -> Iterator[Block]:
         """Stand-ins for missing blocks that hold so many frames in all."""
-        for _ in range(blocks):
-            size = min(frames, self.header.frames_per_block)
-            if size < 1:
-                return
+        frames = max(0, min(frames, blocks * self.header.frames_per_block))
+        blocks = -(-frames // self.header.frames_per_block)
+        gap, self._gap = self._gap, None
+        if not blocks:
+            if gap is not None:
+                self._note("damaged", gap, 0, 0)
+            return
+        if plain_bytes(self.header, self.header.frames_per_block) > MAX_PAYLOAD:
+            raise FormatError(f"is damaged: {self._where()}, is larger than a block can be")
+        self._note("missing" if gap is None else "damaged", offset if gap is None else gap, blocks, frames)
+        self.lost_blocks += blocks
+        self.data_blocks += blocks
+        most = max(1, LOST_INDICES // (self.header.channels * self.header.quantizer.num_indices))
+        while frames:
+            size = min(frames, most)
+            first = self.frames
             frames -= size
             self.frames += size
-            self.lost_blocks += 1
-            yield Block(size, b"", "lost")
+            yield Block(first, size, Packed(b"", size), "lost")
 
-    def _read(self, size: int, where: str) -> bytes:
-        data = self.file.read(size)
-        if len(data) < size:
-            raise FormatError(f"is truncated: it ends inside {where}")
-        self.bytes_read += size
-        return data
-
-    def _end(self, payload: bytes) -> int:
-        """Samples per channel that the end block names."""
-        if len(payload) < SAMPLES.size:
-            raise FormatError("is damaged: its end block is too short")
-        (samples,) = SAMPLES.unpack_from(payload)
-        if self.header.num_samples not in (None, samples):
-            raise FormatError(f"is damaged: header says {self.header.num_samples} samples, end block {samples}")
+    def _samples(self, raw: RawBlock) -> int:
+        """Samples per channel that header and end block name."""
+        known = self.header.num_samples
+        if raw.samples is None and known is None:
+            raise FormatError("is damaged: neither its header nor its end block says how many samples there are")
+        if None not in (raw.samples, known) and raw.samples != known:
+            raise FormatError(f"is damaged: header says {known} samples, end block {raw.samples}")
+        samples = known if raw.samples is None else raw.samples
+        assert samples is not None
         return samples
 
     def _check_end(self, samples: int) -> None:
@@ -236,6 +364,15 @@ class Reader:
             raise FormatError(
                 f"is damaged: its end block says {samples} samples, which {self.frames} frames do not hold"
             )
-        if self.file.read(1):
-            raise FormatError("is damaged: there are bytes after its end block")
         self.num_samples = samples
+        if self._scanner.at_end():
+            return
+        joined = self._scanner.other_file()
+        if self._conceal:
+            self._note("joined" if joined else "repeated", self._scanner.offset, 0, 0)
+        elif joined:
+            raise FormatError(
+                f"is two files joined: another .q2d file begins at byte {self._scanner.offset}; cut it there"
+            )
+        else:
+            raise FormatError("is damaged: there are bytes after its end block")

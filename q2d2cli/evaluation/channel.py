@@ -9,7 +9,7 @@ import torch
 
 from q2d2cli.codec import Tokens
 from q2d2cli.container.channel import Channel
-from q2d2cli.container.header import Payload
+from q2d2cli.container.header import Payload, block_frames
 from q2d2cli.container.payload import concealment, from_payload, to_payload
 
 
@@ -20,7 +20,7 @@ def damage(
 
     The same as `save`, `q2d2 channel` and `load` for a robust payload. A packed one, which `load`
     would refuse, is read by force: padding is ignored and a group's number is taken modulo
-    `C**k`. In both modes lost blocks hold the points nearest the origin.
+    `C**k`. In both modes blocks are those of a robust file, and lost ones hold the points nearest the origin.
 
     Args:
         tokens: what is sent.
@@ -38,6 +38,9 @@ def damage(
             grids are too large for a robust payload.
     """
     header = replace(tokens.header, payload=payload)
+    if tokens.header.payload != "robust":
+        size = block_frames(header.quantizer, header.frame_rate, header.channels, "robust")
+        header = replace(header, frames_per_block=size)
     channel = Channel(ber, packet_loss, rng)
     sent = tokens.indices.numpy()
     arrived = [sent[:, :0]]
