@@ -229,7 +229,7 @@ def test_input_that_is_not_proper_audio(run: Run, tiny: Path, tmp_path: Path, co
         (lambda data: data[:2000] + bytes([data[2000] ^ 1]) + data[2001:], ["damaged", "checksum", "block 1"]),
         (lambda data: data[:30] + bytes([data[30] ^ 1]) + data[31:], ["damaged", "header"]),
         (lambda data: CLIP.read_bytes(), ["not a .q2d file", "WAV"]),
-        (lambda data: data[:8] + b"\x02" + data[9:], ["version 2.0", "upgrade"]),
+        (lambda data: data[:8] + b"\x03" + data[9:], ["version 3.0", "upgrade"]),
         (lambda data: b"", ["empty"]),
     ],
     ids=["half", "one byte short", "header only", "flipped", "flipped header", "wav", "newer", "nothing"],
