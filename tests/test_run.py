@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import resource
 import signal
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -104,7 +106,7 @@ def test_log_and_tensorboard_tell_the_same(run: Run, config: Path, tmp_path: Pat
 def test_display_has_losses_speed_and_use_of_the_codebook(config: Path, tmp_path: Path) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, color_system=None, width=120)
-    with Watch(read_config(config), tmp_path, Accelerator(cpu=True), console, 0) as watch:
+    with Watch(read_config(config), tmp_path, Accelerator(cpu=True), console) as watch:
         for step in (1, 2):
             # Pair 0 has 41 points and uses 2 of them, pair 1 has 13 and uses 1.
             watch.count({"mel": torch.tensor(float(step))}, torch.tensor([[[step, 3]]]), 0.5 / 60)
@@ -115,6 +117,68 @@ def test_display_has_losses_speed_and_use_of_the_codebook(config: Path, tmp_path
     for words in ("mel 1.500", "2.00 steps/s", "0.8 s of audio/s", "points used 5% 8%", "50%", "step 2"):
         assert words in shown, words
     assert log(tmp_path)[0]["utilization"] == [round(2 / 41, 4), round(1 / 13, 4)]
+
+
+def test_what_is_not_finite_stays_out_of_means_and_of_the_log(config: Path, tmp_path: Path) -> None:
+    with Watch(read_config(config), tmp_path, Accelerator(cpu=True), Console(quiet=True)) as watch:
+        for mel, adv in ((1.0, math.nan), (math.inf, math.nan), (2.0, math.inf)):
+            losses = {"mel": torch.tensor(mel), "adv": torch.tensor(adv, dtype=torch.bfloat16)}
+            watch.count(losses, torch.zeros(1, 1, 2, dtype=torch.int64), 1.0)
+        watch.report(3, 1.0, {"loss": math.nan})
+    (text,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    entry = json.loads(text, parse_constant=pytest.fail)
+    assert (entry["mel"], entry["adv"], entry["loss"]) == (1.5, None, None)
+
+
+def test_off_a_terminal_a_line_comes_now_and_then(run: Run, config: Path, tmp_path: Path) -> None:
+    screen = io.StringIO()
+    console, begun = Console(file=screen, width=40), time.monotonic()
+    changes = (*PLAIN, "log_every=1")
+    arguments = (read_config(config, changes), tmp_path, Accelerator(cpu=True), console)
+    with Watch(*arguments, step=50, progress=0.5) as watch:
+        for step in range(51, 61):
+            # Gone on with at a half, a hundredth in ten seconds.
+            watch.begun_at = begun - 10 * (step - 50)
+            watch.count({"mel": torch.tensor(1.0)}, torch.zeros(1, 1, 2, dtype=torch.int64), 1.0)
+            watch.moved(step, step / 100)
+            watch.report(step, 1.0, {})
+    (line,) = screen.getvalue().splitlines()
+    assert line.startswith("step 51 (51%, 0:08:1")
+    assert "mel 1.000" in line
+    result = run("train", "-c", config, "-o", tmp_path / "run", *settings(*PLAIN, "steps=3", "log_every=1"))
+    assert "step 1 (33%, " in result.stderr.decode()
+    result = run("train", "-c", config, "-o", tmp_path / "quiet", "-q", *settings(*PLAIN, "steps=3", "log_every=1"))
+    assert not result.stderr
+
+
+def test_nan_in_a_file_that_is_read_by_seeking(run: Run, config: Path, tmp_path: Path) -> None:
+    audio, rate = soundfile.read(CLIP, dtype="float32")
+    audio[:: rate // 10] = np.nan
+    soundfile.write(tmp_path / "data" / "nan.wav", audio, rate, subtype="FLOAT")
+    out = tmp_path / "run"
+    result = run("train", "-c", config, "-o", out, *settings(*PLAIN, "data.in_memory=false", "steps=20"))
+    assert result.returncode == 0
+    assert result.stderr.decode().count("nan.wav holds a NaN") == 1
+    lines = (out / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail).get("skipped", 0) for line in lines] == [0] * len(lines)
+
+
+@pytest.mark.parametrize("start", [0.1, 1.0])
+def test_the_end_is_best_only_if_it_is_or_discriminators_have_run(config: Path, tmp_path: Path, start: float) -> None:
+    # Learning rates that no run survives: it is best in its first steps, as long as the average has the first weights.
+    rates = ("optim.lr=1", "optim.muon_lr=1", "optim.warmup_steps=1")
+    changes = (PLAIN[-1], "validate_every=1", "steps=6", f"discriminator.start={start}", *rates)
+    train(read_config(config, changes), tmp_path / "run", "cpu", None, False, True)
+    validations = [entry for entry in log(tmp_path / "run") if "valid" in entry]
+    assert len(validations) == 6
+    least = math.inf
+    for entry in validations:
+        better = entry["valid"] is not None and entry["valid"] < least
+        assert entry["best"] == (better or (start < 1 and entry is validations[-1])), entry["step"]
+        least = min(least, entry["valid"]) if entry["valid"] is not None else least
+    assert least < validations[-1]["valid"], "a run that must not end well"
+    judges = tmp_path / "run" / "best" / "discriminators.safetensors"
+    assert judges.exists() == (start < 1), "what never learnt to judge is not shipped"
 
 
 def test_older_states_stay_and_serve_when_the_newest_is_damaged(run: Run, config: Path, tmp_path: Path) -> None:

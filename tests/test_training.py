@@ -19,6 +19,7 @@ from conftest import CLIP, ROOT, Run
 
 from q2d2cli import checkpoints
 from q2d2cli.audio import Resampler
+from q2d2cli.errors import UsageError
 from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LevelLoss, LinesLoss, MelLoss, PesqLoss, stft
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.models.model import CodecModel
@@ -117,6 +118,20 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     assert result.returncode == 2
     assert "decoder.hidden is" in result.stderr.decode()
     assert not nothing.exists()
+
+    # Under a name of its own.
+    result = run("export", second, tmp_path / "models" / "mine", "--test", test)
+    assert result.returncode == 2
+    assert "--name" in result.stderr.decode()
+    result = run("export", second, tmp_path / "models" / "mine", "--test", test, "--name", "mine")
+    assert result.returncode == 0, result.stderr.decode()
+    mine = checkpoints.find(str(tmp_path / "models" / "mine"))
+    assert mine.config.name == "mine"
+    assert read_config(mine.folder / "training.yaml").model == mine.config
+    assert (mine.folder / "README.md").read_text().startswith("# mine\n")
+    result = run("export", second, tmp_path / "models" / "a b", "--test", test, "--name", "a b")
+    assert result.returncode == 2
+    assert "model.name" in result.stderr.decode()
 
 
 def test_a_deeper_model_starts_as_the_one_it_is_made_from() -> None:
@@ -286,10 +301,10 @@ def test_validation_hears_recordings_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux what the processor can do")
 def test_bfloat16_only_where_the_processor_has_it(config: Path) -> None:
     there = "bf16" in Path("/proc/cpuinfo").read_text()
-    for overrides, wanted in (((), there), (("bf16=false",), False)):
+    for overrides, wanted in ((("bf16=true",), there), (("bf16=false",), False)):
         trainer = Trainer(read_config(config, overrides), make_accelerator("cpu"))
         assert trainer.bf16 == wanted
-        assert any("bfloat16" in note for note in trainer.notes) == (not overrides and not there)
+        assert any("bfloat16" in note for note in trainer.notes) == (overrides == ("bf16=true",) and not there)
 
 
 def test_losses_are_zero_for_equal_signals_and_grow_with_distance() -> None:
@@ -449,6 +464,29 @@ def test_processes_get_their_share_of_the_same_crops(tmp_path: Path) -> None:
     whole = corpus.crops(6, 1000, config, np.random.default_rng(3))
     parts = [corpus.crops(6, 1000, config, np.random.default_rng(3), slice(i, i + 3)) for i in (0, 3)]
     assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("kind", [MemoryCorpus, FileCorpus])
+def test_files_with_nan_and_empty_files_are_named(tmp_path: Path, kind: type[FilesCorpus]) -> None:
+    audio, rate = soundfile.read(CLIP, dtype="float32", frames=48_000)
+    soundfile.write(tmp_path / "good.wav", audio, rate)
+    audio[20_000] = np.nan
+    soundfile.write(tmp_path / "nan.wav", audio, rate, subtype="FLOAT")
+    audio[20_000] = np.inf
+    soundfile.write(tmp_path / "infinite.wav", np.stack([audio, audio], 1), rate, subtype="FLOAT")
+    soundfile.write(tmp_path / "empty.wav", audio[:0], rate)
+    corpus = kind(tmp_path, 24_000)
+    crops = corpus.read(np.linspace(0, 0.999, 50), 24_000)
+    assert crops.isfinite().all()
+    reasons = {Path(path).name: reason for path, reason in corpus.broken.items()}
+    assert set(reasons) == {"nan.wav", "infinite.wav", "empty.wav"}
+    for name in ("nan.wav", "infinite.wav"):
+        assert f"a NaN or infinite sample at {20_000 / rate:.3f} s" in reasons[name]
+    assert "holds no samples" in reasons["empty.wav"]
+    for name in ("good", "nan", "infinite"):
+        (tmp_path / f"{name}.wav").unlink()
+    with pytest.raises(UsageError, match=r"none of the 1 files.*holds no samples"):
+        kind(tmp_path, 24_000)
 
 
 def entries(folder: Path) -> dict[int, dict[str, float]]:

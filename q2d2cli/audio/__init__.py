@@ -1,5 +1,6 @@
 """Audio files and pipes in and out, and resampling. Imports no torch."""
 
+from q2d2cli.audio.checking import check_finite
 from q2d2cli.audio.finding import AUDIO_SUFFIXES, audio_files
 from q2d2cli.audio.reading import AudioReader, read_mono, read_original
 from q2d2cli.audio.resampling import Resampler
@@ -15,6 +16,7 @@ __all__ = [
     "SoundFileWriter",
     "WavWriter",
     "audio_files",
+    "check_finite",
     "open_sink",
     "output_format",
     "read_mono",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from q2d2cli.audio.checking import check_finite
 from q2d2cli.audio.resampling import Resampler
 from q2d2cli.audio.sources import UNSIZED, RawFormat, check_limits, ffmpeg_source, last_message, open_source
 from q2d2cli.errors import Q2D2Error, muted
@@ -82,11 +83,7 @@ class AudioReader:
             block, failure = self._read(size)
             if not len(block):
                 break
-            if not np.isfinite(block).all():
-                bad = position + int(np.argwhere(~np.isfinite(block))[0][0])
-                raise Q2D2Error(
-                    f"{self.name} holds a NaN or infinite sample at {bad / self.sample_rate:.3f} s: repair it first"
-                )
+            check_finite(block, self.name, position, self.sample_rate)
             peak = max(peak, float(np.abs(block).max()))
             position += len(block)
             yield block.T

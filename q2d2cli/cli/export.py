@@ -23,6 +23,10 @@ def export(
         Path, typer.Argument(help="Model folder to write; ends in the model's name.", show_default=False)
     ],
     test: Annotated[Path, typer.Option("--test", help="Audio of speakers never trained on, to measure with.")],
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Another name than that in the run's configuration.", show_default=False),
+    ] = None,
     limit: Limit = None,
     scores: Annotated[
         Path | None,
@@ -78,17 +82,18 @@ def export(
     from q2d2cli.cli.evaluate import measure
     from q2d2cli.evaluation.evaluate import find_clips
     from q2d2cli.evaluation.metrics import check_metrics
-    from q2d2cli.training.export import describe
-    from q2d2cli.training.export import export as copy
+    from q2d2cli.training.export import add_card, export_run
 
     check_metrics(METRICS)
     find_clips(test)
-    effort = copy(run, folder, with_discriminators, average_with or [], share)
+    cost = export_run(
+        run, folder, with_discriminators=with_discriminators, average_with=average_with or [], share=share, name=name
+    )
     specs = [f"q2d2:{folder}", *PEERS]
     measured = measure(test, METRICS, specs, limit=limit, out=scores, device=device, quiet=quiet)
     codecs = " ".join(f"-c {spec}" for spec in specs)
     command = f"q2d2 eval --metrics {','.join(METRICS)} {codecs} {test}" + (f" --limit {limit}" if limit else "")
-    describe(folder, effort, measured, command, text)
+    add_card(folder, cost, measured, command, text)
     if not quiet:
         best = measured["codecs"][0]["datasets"]["all"]
         print(f"{folder}: PESQ {best['pesq']['mean']}, STOI {best['stoi']['mean']}", file=sys.stderr)

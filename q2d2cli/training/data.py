@@ -1,9 +1,8 @@
-"""Training data: random crops of audio that is held in memory as 16-bit samples, or read by seeking."""
+"""Corpora of files: held in memory as 16-bit samples, or read by seeking."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ import soundfile
 import torch
 from torch import Tensor
 
-from q2d2cli.audio import Resampler, audio_files, read_mono
+from q2d2cli.audio import Resampler, audio_files, check_finite, read_mono
 from q2d2cli.errors import Q2D2Error, UsageError
-from q2d2cli.training.augment import augment, change_speed, length_before
 from q2d2cli.training.config import DataConfig
+from q2d2cli.training.corpus import Corpus
+from q2d2cli.training.shards import ShardCorpus
 
-Progress = Callable[[int, int], None]
 FULL_SCALE = 32768.0
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
@@ -42,63 +41,6 @@ def find_audio(source: Path) -> list[Path]:
     return [path if path.is_absolute() or path.exists() else source.parent / path for path in paths]
 
 
-class Corpus(ABC):
-    """Audio to draw crops from.
-
-    Attributes:
-        sample_rate: of the crops, Hz; files have any rate and are resampled.
-        broken: paths that could not be read; more may come as training goes on.
-        position: where a stream stands (pass, crops taken in it) and can be put; None where crops come from anywhere.
-    """
-
-    sample_rate: int
-    broken: list[Path | str]
-    position: tuple[int, int] | None = None
-
-    @property
-    @abstractmethod
-    def summary(self) -> str:
-        """How much audio there is, in words."""
-
-    @abstractmethod
-    def read(self, places: np.ndarray, length: int) -> Tensor:
-        """Samples at `places` (`(count,)` in [0, 1) of the whole): `(count, length)` float32, zeros beyond the end."""
-
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Random places for `read`: every sample is as likely as any other."""
-        return rng.random(count)
-
-    def crops(
-        self, count: int, length: int, config: DataConfig, rng: np.random.Generator, part: slice = slice(None)
-    ) -> Tensor:
-        """Random crops at random levels.
-
-        Args:
-            count: how many are drawn.
-            length: samples of each.
-            config: levels.
-            rng: decides everything.
-            part: which of them are read and returned: one process's share.
-
-        Returns:
-            `(count or the part of it, length)` float32.
-        """
-        places = self.draw(rng, count)
-        target = 10 ** (rng.normal(config.level_mean, config.level_std, count) / 20)
-        fade = np.where(rng.random(count) < config.silence, 10 ** rng.uniform(-4.5, -2.0, count), 1.0)
-        seeds = rng.integers(2**63, size=count)
-        batch = self.read(places[part], length_before(length) if config.speed else length)
-        if config.speed:
-            batch = change_speed(batch, length, config.speed, seeds[part])
-        batch = augment(batch, config, self.sample_rate, seeds[part])
-        wanted, quiet = (torch.from_numpy(x[part]).float().to(batch.device) for x in (target, fade))
-        rms = batch.square().mean(1).sqrt() + 1e-9
-        peak = batch.abs().amax(1) + 1e-9
-        # Pauses keep their level, loud peaks stay below full scale.
-        gain = torch.where(rms > 1e-3, torch.minimum(wanted / rms, 0.99 / peak), 1.0)
-        return batch * (gain * quiet)[:, None]
-
-
 class FilesCorpus(Corpus):
     """A corpus whose files have all been looked at.
 
@@ -106,7 +48,6 @@ class FilesCorpus(Corpus):
         source: as `find_audio` takes it.
         sample_rate: of the crops, Hz.
         device: where they go.
-        progress: called before each file.
         balance: as in `DataConfig`.
 
     Attributes:
@@ -122,28 +63,32 @@ class FilesCorpus(Corpus):
         source: Path,
         sample_rate: int,
         device: torch.device | str = "cpu",
-        progress: Progress | None = None,
+        *,
         balance: float = 0.0,
     ) -> None:
         self.sample_rate, self.device, self.balance = sample_rate, device, balance
-        self.broken, self.paths = [], list[Path]()
+        self.broken, self.paths = {}, list[Path]()
         seconds: list[float] = []
         paths = find_audio(source)
-        for done, path in enumerate(paths):
-            if progress:
-                progress(done, len(paths))
+        for path in paths:
             try:
                 seconds.append(self._add(path))
                 self.paths.append(path)
-            except (Q2D2Error, soundfile.LibsndfileError, OSError):
-                self.broken.append(path)
+            except (Q2D2Error, OSError) as error:
+                self.broken[path] = str(error)
         if not self.paths:
-            raise UsageError(f"none of the {len(paths)} files in {source} could be read")
+            raise UsageError(
+                f"none of the {len(paths)} files in {source} could be read; the first: {self.broken[paths[0]]}"
+            )
         self.ends = np.cumsum(seconds)
 
     @abstractmethod
     def _add(self, path: Path) -> float:
-        """Look at one file; returns its seconds."""
+        """Look at one file; returns its seconds.
+
+        Raises:
+            Q2D2Error: if it cannot be read or holds no samples.
+        """
 
     @property
     def files(self) -> int:
@@ -203,7 +148,13 @@ class FileCorpus(FilesCorpus):
     """Files that stay on disk; a crop is read by seeking to it."""
 
     def _add(self, path: Path) -> float:
-        return float(soundfile.info(path).duration)
+        try:
+            info = soundfile.info(path)
+        except soundfile.LibsndfileError as error:
+            raise Q2D2Error(str(error)) from error
+        if not info.frames:
+            raise Q2D2Error(f"{path} is empty: it holds no samples")
+        return float(info.duration)
 
     def read(self, places: np.ndarray, length: int) -> Tensor:
         """As `Corpus.read`; a crop stays within its file."""
@@ -212,12 +163,12 @@ class FileCorpus(FilesCorpus):
             at = place * self.seconds
             number = min(int(np.searchsorted(self.ends, at, side="right")), self.files - 1)
             begin = self.ends[number - 1] if number else 0.0
+            path = self.paths[number]
             try:
-                piece = self._read_one(self.paths[number], at - begin, length)
-            except (soundfile.LibsndfileError, OSError):
-                # Readable when training began; silence now, and named at the end.
-                if self.paths[number] not in self.broken:
-                    self.broken.append(self.paths[number])
+                piece = self._read_one(path, at - begin, length)
+            except (Q2D2Error, soundfile.LibsndfileError, OSError) as error:
+                # Its head was readable when training began; silence now, and named.
+                self.broken.setdefault(path, str(error))
                 continue
             row[: len(piece)] = piece
         return torch.from_numpy(batch).to(self.device)
@@ -227,12 +178,14 @@ class FileCorpus(FilesCorpus):
             wanted = int(np.ceil(length * file.samplerate / self.sample_rate)) + 1
             start = min(int(at * file.samplerate), max(0, file.frames - wanted))
             file.seek(start)
-            mono = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+            samples = file.read(wanted, dtype="float32", always_2d=True)
+            check_finite(samples, str(path), start, file.samplerate)
+            mono = samples.mean(axis=1)
             return Resampler(file.samplerate, self.sample_rate, 1).push(mono[None], last=True)[0][:length]
 
 
 def open_corpus(
-    config: DataConfig, sample_rate: int, device: torch.device | str, seed: int = 0, processes: int = 1
+    config: DataConfig, sample_rate: int, device: torch.device | str, *, seed: int = 0, processes: int = 1
 ) -> Corpus:
     """The corpus to train on: streamed from tar shards, in memory, or on disk.
 
@@ -249,9 +202,7 @@ def open_corpus(
     if shards := find_shards(config.train):
         if config.balance:
             raise UsageError("data.balance needs folders of files, and tar shards have none: set it to 0")
-        from q2d2cli.training.shards import ShardCorpus
-
-        return ShardCorpus(shards, sample_rate, device, seed, config.shuffle_buffer, processes)
+        return ShardCorpus(shards, sample_rate, device, seed=seed, buffer=config.shuffle_buffer, processes=processes)
     kind = MemoryCorpus if config.in_memory else FileCorpus
     return kind(Path(str(config.train)), sample_rate, device, balance=config.balance)
 

@@ -15,7 +15,7 @@ from q2d2cli.evaluation.tables import by_codec, by_dataset
 from q2d2cli.files import atomic_output
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.training.config import CONFIG_NAME as RUN_CONFIG_NAME
-from q2d2cli.training.config import LOG_NAME, difference, read_config
+from q2d2cli.training.config import LOG_NAME, difference, read_config, to_yaml
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ were not trained on it: look at the other metrics, too."""
 
 
 @dataclass(frozen=True)
-class Effort:
+class Cost:
     """What a run took."""
 
     steps: int
@@ -44,7 +44,7 @@ class Effort:
     """What the weights are a mean of, in words; empty if they are the run's own."""
 
 
-def read_effort(run: Path) -> Effort:
+def read_cost(run: Path) -> Cost:
     """Steps and minutes of a run, from its log.
 
     Raises:
@@ -54,19 +54,21 @@ def read_effort(run: Path) -> Effort:
         entries = [json.loads(line) for line in (run / LOG_NAME).read_text(encoding="utf-8").splitlines()]
         chosen = [entry for entry in entries if entry.get("best") and "agreement" in entry][-1:]
         agreement = (chosen[0]["agreement"], chosen[0]["agreement_pairs"]) if chosen else None
-        return Effort(entries[-1]["step"], entries[-1]["minutes"], tuple(entries), agreement)
+        return Cost(entries[-1]["step"], entries[-1]["minutes"], tuple(entries), agreement)
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise UsageError(f"{run} holds no training run: name the --out folder of q2d2 train") from error
 
 
-def export(
+def export_run(
     run: Path,
     folder: Path,
-    with_discriminators: bool,
+    *,
+    with_discriminators: bool = False,
     average_with: Sequence[str] = (),
     share: float | None = None,
-) -> Effort:
-    """Copy a run's best checkpoint and its configuration to `folder`; metrics and card follow with `describe`.
+    name: str | None = None,
+) -> Cost:
+    """Copy a run's best checkpoint and its configuration to `folder`; metrics and card follow with `add_card`.
 
     Args:
         run: folder of the run.
@@ -75,36 +77,44 @@ def export(
         average_with: models (name, folder or Hub id) whose weights are averaged with the run's. Of use for models that
             began with the same weights (Wortsman et al. 2022, Model soups).
         share: of the mean that those have together, in (0, 1); None for as much each as the run.
+        name: of the model; None for the one in the run's configuration.
 
     Raises:
         UsageError: if `run` holds none, `folder` does not bear the model's name, or one to average with is another
             architecture.
         Q2D2Error: if the weights are damaged or cannot be written.
     """
-    effort = read_effort(run)
+    cost = read_cost(run)
     try:
         recipe = (run / RUN_CONFIG_NAME).read_bytes()
     except OSError as error:
         raise UsageError(f"{run} holds no {RUN_CONFIG_NAME}: name the --out folder of q2d2 train") from error
     best = checkpoints.find(str(run / "best"))
-    if folder.name != best.config.name:
-        raise UsageError(f"the model's name is {best.config.name!r}: export it to a folder of that name, not {folder}")
+    config = best.config
+    if name is not None:
+        recipe = to_yaml(read_config(run / RUN_CONFIG_NAME, [f"model.name={json.dumps(name)}"])).encode()
+        config = config.model_copy(update={"name": name})
+    if folder.name != config.name:
+        raise UsageError(
+            f"the model's name is {config.name!r}: export it to a folder of that name, not {folder}, "
+            "or give it another with --name"
+        )
     judges = checkpoints.load_discriminators(run / "best") if with_discriminators else None
     if with_discriminators and judges is None:
         raise UsageError(f"{run} has no discriminators: leave --with-discriminators out")
     if others := [checkpoints.find(name) for name in average_with]:
         share = len(others) / (len(others) + 1) if share is None else share
         names = " and ".join(f"{other.config.name} `{other.fingerprint().hex()}`" for other in others)
-        effort = replace(effort, average=f"{1 - share:.0%} the weights of this run, {share:.0%} those of {names}")
+        cost = replace(cost, average=f"{1 - share:.0%} the weights of this run, {share:.0%} those of {names}")
         state = average(best, others, share)
     else:
         state = checkpoints.load(best).state_dict()
-    checkpoints.save(folder, best.config, state)
+    checkpoints.save(folder, config, state)
     with atomic_output(folder / RECIPE_NAME) as file:
         file.write(recipe)
     if judges is not None:
         checkpoints.save_discriminators(folder, judges)
-    return effort
+    return cost
 
 
 def average(
@@ -134,12 +144,12 @@ def average(
     return state
 
 
-def describe(folder: Path, effort: Effort, measured: dict[str, Any], command: str, notes: str) -> None:
+def add_card(folder: Path, cost: Cost, measured: dict[str, Any], command: str, notes: str) -> None:
     """Write metrics into `config.json`, the model card `README.md` and its picture of the run.
 
     Args:
         folder: the checkpoint.
-        effort: what training took.
+        cost: what training took.
         measured: result of `evaluation.evaluate.sum_up`, the model its first codec.
         command: how to measure it again.
         notes: Markdown on data, licences and limits, appended to the card.
@@ -148,16 +158,16 @@ def describe(folder: Path, effort: Effort, measured: dict[str, Any], command: st
     scores = measured["codecs"][0]["datasets"]["all"]
     metrics = {name: scores[name]["mean"] for name in measured["metrics"]}
     checkpoints.write_config(folder, checkpoint.config, metrics)
-    card = model_card(folder, checkpoint.config, checkpoint.weights.stat().st_size, effort, measured, command, notes)
+    card = model_card(folder, checkpoint.config, checkpoint.weights.stat().st_size, cost, measured, command, notes)
     with atomic_output(folder / checkpoints.CARD_NAME) as file:
         file.write(card.encode())
-    if (figure := validation_curve(effort.log)) is not None:
+    if (figure := validation_curve(cost.log)) is not None:
         with atomic_output(folder / CURVE_NAME) as file:
             file.write(to_svg(figure, standalone=True).encode())
 
 
 def model_card(
-    folder: Path, config: ModelConfig, size: int, effort: Effort, measured: dict[str, Any], command: str, notes: str
+    folder: Path, config: ModelConfig, size: int, cost: Cost, measured: dict[str, Any], command: str, notes: str
 ) -> str:
     """The card's text."""
     spec = config.quantizer.spec()
@@ -177,7 +187,7 @@ def model_card(
 | quantizer | {spec.kind} grids, levels {",".join(map(str, spec.levels))} |
 | audio | {config.sample_rate} Hz inside, one frame per {config.hop} samples; any rate in and out |
 | weights | {size / 1e6:.1f} MB, 16-bit safetensors, fingerprint `{own["identity"].removeprefix("q2d2:")}` |
-| training | {effort.steps} steps, {effort.minutes / 60:.1f} hours |{average_row(effort)}{agreement_row(effort)}
+| training | {cost.steps} steps, {cost.minutes / 60:.1f} hours |{average_row(cost)}{agreement_row(cost)}
 
 ## Measured quality
 
@@ -208,15 +218,15 @@ Go on training from here, on this data or your own, with
 """
 
 
-def average_row(effort: Effort) -> str:
+def average_row(cost: Cost) -> str:
     """One more row of the card's first table, if weights were averaged."""
-    return f"\n| average | {effort.average} |" if effort.average else ""
+    return f"\n| average | {cost.average} |" if cost.average else ""
 
 
-def agreement_row(effort: Effort) -> str:
+def agreement_row(cost: Cost) -> str:
     """One more row of the card's first table, if there was a teacher."""
-    if effort.agreement is None:
+    if cost.agreement is None:
         return ""
-    share, pairs = effort.agreement
+    share, pairs = cost.agreement
     each = ", ".join(f"{100 * pair:.1f}%" for pair in pairs)
     return f"\n| agreement | {100 * share:.1f}% of tokens equal the teacher's; by pair {each} (validation data) |"

@@ -20,7 +20,8 @@ from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output, make_folder
 from q2d2cli.signals import Stop
 from q2d2cli.training.config import CONFIG_NAME, DataConfig, TrainConfig, to_yaml
-from q2d2cli.training.data import Corpus, MemoryCorpus, open_corpus
+from q2d2cli.training.corpus import Corpus
+from q2d2cli.training.data import MemoryCorpus, open_corpus
 from q2d2cli.training.guard import only_run
 from q2d2cli.training.scores import validation_clips
 from q2d2cli.training.state import States
@@ -74,15 +75,23 @@ def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | No
             file.write(to_yaml(config).encode())
     rate = config.model.sample_rate
     with console.status("reading audio"):
-        corpus = open_corpus(config.data, rate, accelerator.device, config.seed, accelerator.num_processes)
+        corpus = open_corpus(
+            config.data, rate, accelerator.device, seed=config.seed, processes=accelerator.num_processes
+        )
         valid_corpus = MemoryCorpus(config.data.valid, rate, accelerator.device)
         if resume:
             trainer.notes += seek(corpus, state.get("corpus"), accelerator)
     for note in trainer.notes:
         console.print(note, soft_wrap=True)
-    for path in corpus.broken + valid_corpus.broken:
-        console.print(f"skipped {path}: not readable as audio", soft_wrap=True)
-    named = len(corpus.broken)
+    named = set[Path | str]()
+
+    def name(broken: dict[Path | str, str], where: Console) -> None:
+        for path, reason in broken.items():
+            if path not in named:
+                where.print(f"skipped {reason if str(path) in reason else f'{path}: {reason}'}", soft_wrap=True)
+        named.update(broken)
+
+    name({**corpus.broken, **valid_corpus.broken}, console)
     console.print(corpus.summary)
     valid = validation_crops(valid_corpus, config.data)
     clips = validation_clips(valid_corpus.paths, config.validate_clips, rate, accelerator.device) if main else []
@@ -93,7 +102,8 @@ def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | No
             states.save({**trainer.state(), "corpus": positions})
 
     best = out / "best"
-    with Watch(config, out, accelerator, console, trainer.step) as watch, Stop() as stop:
+    watching = Watch(config, out, accelerator, console, step=trainer.step, progress=trainer.progress)
+    with watching as watch, Stop() as stop:
         while trainer.progress < 1:
             advance(trainer, corpus, watch)
             done = trainer.progress >= 1
@@ -101,18 +111,16 @@ def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | No
                 counts = {"skipped": trainer.skipped, "broken": len(corpus.broken)}
                 watch.report(trainer.step, trainer.minutes, counts)
                 # Every process reads files of its own.
-                for path in corpus.broken[named:]:
-                    each.print(f"skipped {path}: not readable as audio", soft_wrap=True)
-                named = len(corpus.broken)
+                name(corpus.broken, each)
             if main and (trainer.step % config.validate_every == 0 or done):
                 result, estimate = trainer.validate(valid, clips)
                 # The adversarial stage trades some of this loss for quality: its end counts, too.
-                chosen = result["valid"] < trainer.best or done
+                chosen = result["valid"] < trainer.best or (done and trainer.judged)
                 if chosen:
                     trainer.best = result["valid"]
                     checkpoints.save(best, config.model, trainer.ema)
-                    if judges := trainer.discriminator.state_dict():
-                        checkpoints.save_discriminators(best, judges)
+                    if trainer.judged:
+                        checkpoints.save_discriminators(best, trainer.discriminator.state_dict())
                 watch.validated(trainer.step, trainer.minutes, {**result, "best": chosen}, valid, estimate)
             stopping = agreed(accelerator, stop)
             if trainer.step % config.save_every == 0 or done or stopping:

@@ -16,9 +16,9 @@ from torch import Tensor
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import tar_file_expander, url_opener
 
-from q2d2cli.audio import AUDIO_SUFFIXES, Resampler
+from q2d2cli.audio import AUDIO_SUFFIXES, Resampler, check_finite
 from q2d2cli.errors import Q2D2Error, UsageError
-from q2d2cli.training.data import Corpus
+from q2d2cli.training.corpus import Corpus
 
 
 class Piece(NamedTuple):
@@ -56,6 +56,7 @@ class ShardCorpus(Corpus):
         patterns: Sequence[str],
         sample_rate: int,
         device: torch.device | str = "cpu",
+        *,
         seed: int = 0,
         buffer: int = 1000,
         processes: int = 1,
@@ -70,7 +71,7 @@ class ShardCorpus(Corpus):
                 raise UsageError(f"shard {url} does not exist")
         if len(self.shards) < processes:
             raise UsageError(f"{len(self.shards)} shards for {processes} processes: each needs at least one")
-        self.broken = []
+        self.broken = {}
         self.position = (0, 0)
         self._stream: Iterator[np.ndarray] | None = None
 
@@ -124,12 +125,8 @@ class ShardCorpus(Corpus):
 
     def _failed(self, error: Exception) -> bool:
         """What webdataset calls when a shard or a member cannot be read: go on."""
-        self._note(self._shard)
+        self.broken.setdefault(self._shard, str(error))
         return True
-
-    def _note(self, name: str) -> None:
-        if name not in self.broken:
-            self.broken.append(name)
 
     def _cut(self, members: Iterable[dict[str, Any]], length: int, order: random.Random) -> Iterator[Piece]:
         """Pieces side by side from a random start, so that every sample is as likely as any other."""
@@ -137,8 +134,8 @@ class ShardCorpus(Corpus):
             name = f"{member['__url__']}:{member['fname']}"
             try:
                 info = soundfile.info(io.BytesIO(member["data"]))
-            except (soundfile.LibsndfileError, RuntimeError):
-                self._note(name)
+            except (soundfile.LibsndfileError, RuntimeError) as error:
+                self.broken.setdefault(name, str(error))
                 continue
             wanted = int(np.ceil(length * info.samplerate / self.sample_rate)) + 1
             count = max(1, info.frames // wanted)
@@ -151,14 +148,15 @@ class ShardCorpus(Corpus):
         try:
             with soundfile.SoundFile(io.BytesIO(piece.data)) as file:
                 file.seek(piece.start)
-                mono = file.read(piece.length, dtype="float32", always_2d=True).mean(axis=1)
+                samples = file.read(piece.length, dtype="float32", always_2d=True)
                 rate = file.samplerate
-        except (soundfile.LibsndfileError, RuntimeError):
-            mono = np.zeros(0, np.float32)
-        if not len(mono) or not np.isfinite(mono).all():
-            self._note(piece.name)
+                check_finite(samples, piece.name, piece.start, rate)
+                if not len(samples):
+                    raise Q2D2Error(f"{piece.name} is empty: it holds no samples")
+        except (Q2D2Error, soundfile.LibsndfileError, RuntimeError) as error:
+            self.broken.setdefault(piece.name, str(error))
             return None
         crop = np.zeros(length, np.float32)
-        samples = Resampler(rate, self.sample_rate, 1).push(mono[None], last=True)[0][:length]
-        crop[: len(samples)] = samples
+        mono = Resampler(rate, self.sample_rate, 1).push(samples.mean(axis=1)[None], last=True)[0][:length]
+        crop[: len(mono)] = mono
         return crop

@@ -159,6 +159,11 @@ class Trainer:
         assert self.config.minutes is not None
         return min(1.0, self.minutes / self.config.minutes)
 
+    @property
+    def judged(self) -> bool:
+        """Whether discriminators have been trained."""
+        return any(optimizer.state for name, optimizer in self.optimizers.items() if name not in {"adamw", "muon"})
+
     def _schedule(self) -> None:
         optim = self.config.optim
         cosine = optim.final_lr + (1 - optim.final_lr) * 0.5 * (1 + math.cos(math.pi * self.progress))

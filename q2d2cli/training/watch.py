@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
+import time
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from q2d2cli.errors import Q2D2Error
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from q2d2cli.training.board import Board
 
 BOARD_NAME = "tensorboard"
+LINE_SECONDS = 60.0
+"""Off a terminal, a line comes this often."""
 CLIPS = 3
 """Validation crops that are shown and played in TensorBoard."""
 
@@ -49,12 +54,22 @@ class Watch:
         accelerator: its processes.
         console: where the display is.
         step: steps done before.
+        progress: share of the run done before, in [0, 1].
 
     Raises:
         Q2D2Error: if log or TensorBoard cannot be written, here as in all methods.
     """
 
-    def __init__(self, config: TrainConfig, out: Path, accelerator: Accelerator, console: Console, step: int) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        accelerator: Accelerator,
+        console: Console,
+        *,
+        step: int = 0,
+        progress: float = 0.0,
+    ) -> None:
         self.config, self.out, self.accelerator, self.console = config, out, accelerator, console
         self.sizes = config.model.quantizer.spec().sizes
         self.losses: dict[str, list[Tensor]] = {}
@@ -62,8 +77,12 @@ class Watch:
         self.minutes = 0.0
         """Of the steps since the last report."""
         columns = (TextColumn("step {task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
-        self.display = Display(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
-        self.task = self.display.add_task(str(step), total=1)
+        times = (TimeElapsedColumn(), TextColumn("{task.fields[left]} left"))
+        self.display = Display(*columns, *times, console=console, disable=not console.is_terminal)
+        self.task = self.display.add_task(str(step), total=1, left="?")
+        self.display.update(self.task, completed=progress)
+        self.begun, self.progress, self.begun_at = progress, progress, time.monotonic()
+        self.last_line = -math.inf
         self.board: Board | None = None
         self.shown = False
         if config.tensorboard and accelerator.is_main_process:
@@ -93,7 +112,8 @@ class Watch:
 
     def moved(self, step: int, progress: float) -> None:
         """Move the bar to `progress` in [0, 1]."""
-        self.display.update(self.task, completed=progress, description=str(step))
+        self.progress = progress
+        self.display.update(self.task, completed=progress, description=str(step), left=self.left)
 
     def report(self, step: int, minutes: float, extra: dict[str, Any]) -> None:
         """Means over the steps since the last report (all processes take part), speed, and use of the codebook.
@@ -105,7 +125,7 @@ class Watch:
             minutes: time of the run.
             extra: more numbers for the log.
         """
-        means = {name: round(self._mean(values), 4) for name, values in self.losses.items()}
+        means = {name: self._mean(values) for name, values in self.losses.items()}
         steps = len(self.indices)
         rate = steps / max(60 * self.minutes, 1e-9)
         batch = self.config.optim.batch_size * self.accelerator.num_processes
@@ -124,9 +144,21 @@ class Watch:
                 self.board.scalars(step, "train", {**means, **speed, **extra})
         used = " ".join(f"{100 * share:.0f}%" for share in speed["utilization"])
         self.display.lines = (
-            "  ".join(f"{name} {value:.3f}" for name, value in means.items()),
+            "  ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in means.items()),
             f"{rate:.2f} steps/s  {speed['audio_seconds_per_second']:.1f} s of audio/s  points used {used}",
         )
+        if not self.console.is_terminal and time.monotonic() - self.last_line >= LINE_SECONDS:
+            self.last_line = time.monotonic()
+            self.console.print(
+                f"step {step} ({self.progress:.0%}, {self.left} left): {'  '.join(self.display.lines)}", soft_wrap=True
+            )
+
+    @property
+    def left(self) -> str:
+        """Time until the run ends at the speed since it began or went on, as hours:minutes:seconds."""
+        share = self.progress - self.begun
+        seconds = (time.monotonic() - self.begun_at) * (1 - self.progress) / share if share > 0 else 0.0
+        return str(timedelta(seconds=round(seconds)))
 
     def validated(self, step: int, minutes: float, result: dict[str, Any], reference: Tensor, estimate: Tensor) -> None:
         """Tell of a validation (first process only): its numbers, and some of its `(clips, samples)` signals."""
@@ -141,15 +173,20 @@ class Watch:
                 self.shown = True
             self.board.clips(step, "estimate", estimate[:CLIPS])
 
-    def _mean(self, values: list[Tensor]) -> float:
-        """Mean over values and processes."""
-        return float(self.accelerator.reduce(torch.stack(values).mean(), "mean"))
+    def _mean(self, values: list[Tensor]) -> float | None:
+        """Mean over the finite ones of the values of all processes, None if there is none."""
+        stacked = torch.stack(values).float()
+        finite = stacked.isfinite()
+        total, count = self.accelerator.reduce(torch.stack([stacked[finite].sum(), finite.sum()]), "sum").tolist()
+        return round(total / count, 4) if count else None
 
     def _log(self, step: int, minutes: float, entry: dict[str, Any]) -> None:
         """Append one line to the log (first process only)."""
         if not self.accelerator.is_main_process:
             return
-        line = json.dumps({"step": step, "minutes": round(minutes, 3), **entry}) + "\n"
+        # Neither NaN nor infinity is JSON.
+        known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+        line = json.dumps({"step": step, "minutes": round(minutes, 3), **known}, allow_nan=False) + "\n"
         with writing(self.out), (self.out / LOG_NAME).open("ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             if file.write(line.encode()) < len(line):
