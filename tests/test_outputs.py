@@ -404,8 +404,8 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> No
     assert (tmp_path / "victim").read_bytes() == b"victim"
 
 
-def recorder(folder: Path, tiny: Path, output: str, **more: Any) -> subprocess.Popen[bytes]:
-    """The command at work on a pipe that has given six seconds and gives no more for now."""
+def recorder(folder: Path, tiny: Path, output: str, seconds: float = 6, **more: Any) -> subprocess.Popen[bytes]:
+    """The command at work on a pipe that has given some seconds and gives no more for now."""
     process = start(
         *("encode", "-", output, "-m", tiny),
         stdin=subprocess.PIPE,
@@ -415,7 +415,7 @@ def recorder(folder: Path, tiny: Path, output: str, **more: Any) -> subprocess.P
         **more,
     )
     assert process.stdin
-    process.stdin.write(CLIP.read_bytes()[: 44 + 2 * 16_000 * 6])
+    process.stdin.write(CLIP.read_bytes()[: 44 + int(2 * 16_000 * seconds)])
     process.stdin.flush()
     return process
 
@@ -440,3 +440,79 @@ def waiting_bytes(process: subprocess.Popen[bytes]) -> int:
     """Bytes in the pipe to a process that it has not read."""
     assert process.stdin
     return int.from_bytes(fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def test_a_recording_without_audio_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+    process = recorder(tmp_path, tiny, "live.q2d", seconds=0)
+    wait_for(lambda: list(tmp_path.glob(".live.q2d.*")))
+    process.send_signal(signal.SIGTERM)
+    code, text = outcome(process)
+    assert code == 143
+    assert text.count("\n") == 1
+    assert names(tmp_path) == []
+
+
+def test_a_killed_recording_is_removed_by_the_next(tiny: Path, tmp_path: Path) -> None:
+    process = recorder(tmp_path, tiny, "live.q2d")
+    wait_for(lambda: list(tmp_path.glob(".live.q2d.*")))
+    process.kill()
+    process.communicate()
+    assert names(tmp_path) == [".live.q2d.0.partial"]
+    first, second = (recorder(tmp_path, tiny, "live.q2d") for _ in range(2))
+    wait_for(lambda: len(names(tmp_path)) == 2)
+    for each in (first, second):
+        assert outcome(each)[0] == 0
+    assert names(tmp_path) == ["live.q2d"]
+    assert Tokens.load(tmp_path / "live.q2d").num_samples == 6 * 16_000
+
+
+# Standard streams
+
+
+@pytest.mark.parametrize(
+    ("arguments", "redirection", "code", "words"),
+    [
+        (["info", "clip.q2d"], ">/dev/full", 1, "cannot write to standard output: No space left"),
+        (["info", "clip.q2d", "--json"], ">/dev/full", 1, "cannot write to standard output: No space left"),
+        (["models"], ">/dev/full", 1, "cannot write to standard output: No space left"),
+        (["models", "--json"], ">/dev/full", 1, "cannot write to standard output: No space left"),
+        (["channel", "clip.q2d", "o", "--ber", "0", "--json"], ">/dev/full", 1, "cannot write to standard output"),
+        (["--help"], ">/dev/full", 1, "cannot write to standard output"),
+        (["info", "clip.q2d"], ">&-", 1, "cannot write to standard output: it is closed"),
+        (["--version"], ">&-", 1, "cannot write to standard output: it is closed"),
+        (["channel", "clip.q2d", "-", "--ber", "0"], ">&-", 1, "cannot write to standard output: it is closed"),
+        (["info", "-"], "<&-", 1, "cannot read standard input: it is closed"),
+        (["channel", "-", "o", "--ber", "0"], "<&-", 1, "cannot read standard input: it is closed"),
+        (["info", "none"], "2>&-", 2, ""),
+        (["info", "none"], "2>/dev/full", 2, ""),
+        (["info", "clip.q2d"], "<&- 2>&-", 0, ""),
+        (["info", "clip.q2d"], "<&- >&- 2>&-", 1, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(
+    tmp_path: Path, q2d: Path, arguments: list[str], redirection: str, code: int, words: str
+) -> None:
+    (tmp_path / "clip.q2d").write_bytes(q2d.read_bytes())
+    got, text = outcome(start(*arguments, shell=redirection, cwd=tmp_path, stdout=subprocess.DEVNULL))
+    assert got == code
+    assert text.count("\n") == (1 if words else 0)
+    assert words in text
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2", "012"])
+def test_what_is_said_never_gets_into_a_file(tmp_path: Path, q2d: Path, closed: str) -> None:
+    """The numbers of closed streams go to the files that are opened next."""
+    (tmp_path / "clip.q2d").write_bytes(q2d.read_bytes())
+    redirection = " ".join(f"{number}{'<' if number == '0' else '>'}&-" for number in closed)
+    for name, more in (("a", []), ("b", ["--json"])):
+        outcome(start("channel", "clip.q2d", name, "--ber", "0", *more, shell=redirection, cwd=tmp_path))
+        assert (tmp_path / name).read_bytes() == q2d.read_bytes()
+
+
+def test_a_reader_that_goes_away_is_no_error_to_speak_of(tmp_path: Path, q2d: Path) -> None:
+    for arguments in (["models"], ["info", q2d], ["channel", q2d, "-", "--ber", "0"]):
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        process = start(*arguments, stdout=write_end)
+        os.close(write_end)
+        assert outcome(process) == (1, "")
