@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from q2d2cli.cli import analyze, channel, context, decode, encode, evaluate, export, info, models, probe, train
+from q2d2cli.cli import (
+    analyze,
+    channel,
+    context,
+    decode,
+    detokenize,
+    encode,
+    evaluate,
+    export,
+    info,
+    models,
+    probe,
+    tokenize,
+    train,
+)
 
 app = typer.Typer(
     name="q2d2",
@@ -44,6 +58,8 @@ app.command("models")(models.models)
 app.command("eval", no_args_is_help=True)(evaluate.evaluate)
 app.command("analyze", no_args_is_help=True)(analyze.analyze)
 app.command("probe", no_args_is_help=True)(probe.probe)
+app.command("tokenize", no_args_is_help=True)(tokenize.tokenize)
+app.command("detokenize", no_args_is_help=True)(detokenize.detokenize)
 app.command("train", no_args_is_help=True)(train.train)
 app.command("context", no_args_is_help=True)(context.context)
 app.command("export", no_args_is_help=True)(export.export)
