@@ -33,11 +33,17 @@ def run_alone(function: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) ->
     return list(_workers(os.getpid(), threads).map(function, inputs))
 
 
+def files_at_once() -> int:
+    """How many files to work at side by side; 1 if there is one thread."""
+    # One more than there are cores: some read and write while others wait for their passes.
+    threads = torch.get_num_threads()
+    return threads + 1 if threads > 1 else 1
+
+
 def side_by_side(function: Callable[[int], Tensor], count: int) -> list[Tensor]:
     """Results of a function for each number below `count`; it makes its passes with `run_alone`."""
-    # One more than there are cores: some prepare audio while others wait for their passes.
-    callers = min(count, torch.get_num_threads() + 1)
-    if callers < 2 or torch.get_num_threads() == 1:
+    callers = min(count, files_at_once())
+    if callers < 2:
         return [function(number) for number in range(count)]
     with ThreadPoolExecutor(callers, "q2d2-clip") as pool:
         return list(pool.map(function, range(count)))

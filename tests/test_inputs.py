@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import CLIP, Run
+
+from q2d2cli import UsageError
+from q2d2cli.audio import AudioReader
+from q2d2cli.evaluation.evaluate import find_clips
+from q2d2cli.training.data import find_audio
 
 SECOND = slice(16_000, 32_000)
 
@@ -69,3 +75,100 @@ def test_a_file_that_is_cut_off_is_encoded_with_a_warning(run: Run, tiny: Path, 
         facts = json.loads(run("info", target, "--json", **q2d).stdout)
         assert facts["duration"] == pytest.approx(summary["duration"])
         assert facts["duration"] < 5
+
+
+def a_folder(folder: Path, clip: tuple[np.ndarray, int]) -> Path:
+    """Good files under odd names, a broken one, two of one name, and what is no audio."""
+    source = folder / "in"
+    names = [b"caf\xe9.wav", b"[a]*?.wav", b"-q.wav", b"x" * 251 + b".wav", b" a b.flac", b"same.flac", b"same.wav"]
+    (source / "sub").mkdir(parents=True)
+    for name in names:
+        buffer = io.BytesIO()
+        soundfile.write(buffer, clip[0][:4000], 16_000, format="FLAC" if name.endswith(b"flac") else "WAV")
+        (source / os.fsdecode(name)).write_bytes(buffer.getvalue())
+    soundfile.write(source / "sub" / "b.aiff", clip[0][:4000], 16_000)
+    (source / "broken.wav").write_bytes(b"RIFF....")
+    (source / "._same.wav").write_bytes(b"\0\5\x16\7")
+    (source / "notes.txt").write_text("none")
+    return source
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_a_folder_with_everything_in_it(run: Run, tiny: Path, tmp_path: Path, clip, threads: str) -> None:
+    source, cores = a_folder(tmp_path, clip), {"OMP_NUM_THREADS": threads}
+    result = run("encode", source, "-o", "out", "-m", tiny, environment=cores)
+    assert result.returncode == 2
+    *lines, last = result.stderr.decode(errors="surrogateescape").splitlines()
+    assert [line for line in lines if line.startswith("q2d2: ") and "broken.wav" in line]
+    assert last.startswith("7 done, 1 failed, 3 skipped: ")
+    for reason in ("(._same.wav)", "1 of another kind (notes.txt)", "(same.wav)"):
+        assert reason in last
+    out = tmp_path / "cwd" / "out"
+    made = sorted(os.fsencode(path.relative_to(out)) for path in out.rglob("*.q2d"))
+    names = [b"caf\xe9", b"[a]*?", b"-q", b"x" * 251, b" a b", b"same", b"sub/b"]
+    assert made == sorted(name + b".q2d" for name in names)
+
+    # Again: nothing is overwritten, nothing said of each; and every file is named in information about it.
+    again = run("encode", source, "-o", "out", "-m", tiny, environment=cores)
+    assert again.returncode == 2
+    assert again.stderr.decode().splitlines()[-1].startswith("0 done, 1 failed, 10 skipped: ")
+    info = run("info", *sorted(out.rglob("*.q2d")))
+    assert info.returncode == 0, info.stderr
+    assert b"caf\\udce9.q2d" in info.stdout
+
+    back = run("decode", "out", "-o", "back", "-m", tiny, environment=cores)
+    assert back.returncode == 0, back.stderr
+    assert back.stderr.splitlines()[-1] == b"7 done, 0 failed, 0 skipped"
+    for path in (tmp_path / "cwd" / "back").rglob("*.wav"):
+        assert AudioReader(path).num_samples == 4000
+
+
+def test_tokens_do_not_depend_on_how_many_files_are_encoded_at_once(
+    run: Run, tiny: Path, tmp_path: Path, clip: tuple[np.ndarray, int]
+) -> None:
+    for number in range(6):
+        soundfile.write(tmp_path / f"{number}.wav", clip[0][number * 16_000 :], 16_000)
+    files = sorted(tmp_path.glob("*.wav"))
+    for threads in ("1", "2"):
+        result = run("encode", *files, "-o", threads, "-m", tiny, "--json", environment={"OMP_NUM_THREADS": threads})
+        assert result.returncode == 0, result.stderr
+        assert [json.loads(line)["input"] for line in result.stdout.splitlines()] == [str(path) for path in files]
+    for path in files:
+        one, two = (tmp_path / "cwd" / name / f"{path.stem}.q2d" for name in ("1", "2"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_names_that_are_no_files(run: Run, command: str) -> None:
+    for arguments in (["."], ["/"], [".."], [""], ["", "-o", "out"], [".", "-o", ""]):
+        result = run(command, *arguments)
+        assert result.returncode == 2
+        (line,) = result.stderr.decode().splitlines()
+        assert "is a folder" in line or "empty name" in line
+
+
+def test_short_clips_have_no_speed(run: Run, tiny: Path, tmp_path: Path, clip: tuple[np.ndarray, int]) -> None:
+    for samples, told in ((1, False), (1500, False), (1600, True)):
+        soundfile.write(tmp_path / "a.wav", clip[0][:samples], 16_000)
+        result = run("encode", tmp_path / "a.wav", "a.q2d", "-f", "-m", tiny)
+        assert result.returncode == 0
+        assert (b"real-time factor" in result.stderr) == told
+
+
+def test_one_reader_of_lists(tmp_path: Path) -> None:
+    names = [b"a.wav", b"my file.wav", b"caf\xe9.wav", b"utt3.wav", b"#1.wav", b"[b].wav"]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(CLIP.read_bytes())
+    listing = tmp_path / "files.scp"
+    listing.write_bytes(
+        b"\xef\xbb\xbfa.wav\r\n# a comment\n\nmy file.wav\ncaf\xe9.wav\nutt3 utt3.wav\n#1.wav\nid "
+        + os.fsencode(tmp_path / "[b].wav")
+    )
+    paths = [tmp_path / os.fsdecode(name) for name in names]
+    assert find_audio(listing) == paths
+    assert [clip.path for clip in find_clips(listing)] == paths
+    for content, words in ((b"u sox a.wav - |\n", "command"), (b"\n# nothing\n", "empty"), (b"RIFF\0", "no list")):
+        listing.write_bytes(content)
+        for read in (find_audio, find_clips):
+            with pytest.raises(UsageError, match=words):
+                read(listing)

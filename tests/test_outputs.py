@@ -86,7 +86,7 @@ def jobs(command: str, *arguments: str, out_dir: str | None = None, force: bool 
     """What `encode` or `decode` would convert to what, after all its checks of names."""
     paths, folder = [Path(name) for name in arguments], None if out_dir is None else Path(out_dir)
     module, suffix, sources = (encode, ".q2d", {".wav"}) if command == "encode" else (decode, ".wav", {".q2d"})
-    found = plan(paths, folder, suffix, sources, module.check_name)
+    found = plan(paths, folder, suffix, sources, module.check_name).jobs
     module.check_jobs(found, folder, force)
     return found
 

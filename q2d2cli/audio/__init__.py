@@ -1,7 +1,7 @@
 """Audio files and pipes in and out, and resampling. Imports no torch."""
 
 from q2d2cli.audio.checking import check_finite
-from q2d2cli.audio.finding import AUDIO_SUFFIXES, audio_files
+from q2d2cli.audio.finding import AUDIO_SUFFIXES, SNDFILE_SUFFIXES, audio_files, is_foreign, read_list
 from q2d2cli.audio.reading import AudioReader, read_mono, read_original
 from q2d2cli.audio.resampling import Resampler
 from q2d2cli.audio.sources import SAMPLE_FORMATS, RawFormat
@@ -10,6 +10,7 @@ from q2d2cli.audio.writing import SoundFileWriter, WavWriter, open_sink, output_
 __all__ = [
     "AUDIO_SUFFIXES",
     "SAMPLE_FORMATS",
+    "SNDFILE_SUFFIXES",
     "AudioReader",
     "RawFormat",
     "Resampler",
@@ -17,8 +18,10 @@ __all__ = [
     "WavWriter",
     "audio_files",
     "check_finite",
+    "is_foreign",
     "open_sink",
     "output_format",
+    "read_list",
     "read_mono",
     "read_original",
 ]

@@ -7,15 +7,17 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from q2d2cli.errors import Q2D2Error, UsageError, report
+from q2d2cli.errors import Q2D2Error, UsageError, report, say
 from q2d2cli.files import (
     PIPE,
     check_input,
@@ -32,14 +34,33 @@ from q2d2cli.signals import end_by
 if TYPE_CHECKING:
     from q2d2cli.transcode import Progress, Summary
 
+
+def named(text: str) -> Path:
+    """A path from the command line; an empty one (a shell variable that is not set) would be the current folder."""
+    if not text:
+        raise typer.BadParameter("an empty name: name a file or folder, . is the current one")
+    return Path(text)
+
+
 Paths = Annotated[
     list[Path],
     typer.Argument(
-        help="INPUT [OUTPUT], or several inputs or folders with --out-dir; - is a pipe.", show_default=False
+        help="INPUT [OUTPUT], or several inputs or folders with --out-dir; - is a pipe.",
+        show_default=False,
+        parser=named,
+        metavar="PATHS...",
     ),
 ]
 OutDir = Annotated[
-    Path | None, typer.Option("--out-dir", "-o", help="Folder for the outputs; made if missing.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--out-dir",
+        "-o",
+        help="Folder for the outputs; made if missing.",
+        show_default=False,
+        parser=named,
+        metavar="PATH",
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite existing files.")]
 Device = Annotated[str, typer.Option("--device", help="auto (CUDA when present), cpu, cuda, cuda:N or mps.")]
@@ -55,12 +76,37 @@ SampleFormat = Annotated[
 ]
 
 Job = tuple[Path, Path]
+CLASH = "with the name of another but for the suffix: convert them separately"
+THERE = "already there: --force overwrites"
+SHORT = 0.1
+"""Seconds below which getting ready takes longer than the audio, and a real-time factor says nothing."""
+NAMES_SHOWN = 3
+"""Of the files that were skipped for one reason."""
+
+
+@dataclass
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        jobs: input and output of every file to convert.
+        skipped: names of files that are not, by the reason.
+    """
+
+    jobs: list[Job]
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+
+    def skip(self, path: Path, reason: str) -> None:
+        """Note that a file is not converted."""
+        self.skipped.setdefault(reason, []).append(path.name)
 
 
 def plan(
     paths: list[Path], out_dir: Path | None, suffix: str, sources: Iterable[str], check_name: Callable[[Path], None]
-) -> list[Job]:
+) -> Plan:
     """Input and output of every file to convert; an input is never an output, whatever the names are.
+
+    Of the files of folders, those that would have the same output as another are skipped, and those of other kinds.
 
     Args:
         paths: the command's arguments.
@@ -81,7 +127,7 @@ def plan(
             if paths[0] != PIPE:
                 check_input(paths[0])
             check_name(paths[1])
-            return [(paths[0], paths[1])]
+            return Plan([(paths[0], paths[1])])
         (path,) = paths
         if descriptor(path, 0) is not None:
             raise UsageError("reading standard input needs an output: name a file, or - for standard output")
@@ -89,29 +135,41 @@ def plan(
         if path.suffix.lower() == suffix:
             other = "decode" if suffix == ".q2d" else "encode"
             raise UsageError(f"{path} is named like an output: use q2d2 {other}, or name the output too")
-        return [(path, path.with_suffix(suffix))]
-    jobs: list[Job] = []
+        return Plan([(path, path.with_suffix(suffix))])
+    from q2d2cli.audio import is_foreign
+
+    found, kind = Plan([]), "audio" if suffix == ".q2d" else "a .q2d file"
+    outputs: dict[Path, Path] = {}
+
+    def add(source: Path, output: Path) -> None:
+        if outputs.setdefault(output, source) is source:
+            found.jobs.append((source, output))
+        else:
+            found.skip(source, CLASH)
+
     for path in paths:
         if os.path.isdir(path):
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in sources and p.is_file())
-            if not files:
-                raise UsageError(f"nothing to convert in {path}: no {', '.join(sorted(sources))} files")
-            jobs += [(file, out_dir / file.relative_to(path).with_suffix(suffix)) for file in files]
+            before = len(found.jobs)
+            for file in sorted((p for p in path.rglob("*") if os.path.isfile(p)), key=os.fsencode):
+                if is_foreign(file):
+                    found.skip(file, "that a Mac put beside others")
+                elif file.suffix.lower() in sources:
+                    add(file, out_dir / file.relative_to(path).with_suffix(suffix))
+                else:
+                    found.skip(file, "of another kind")
+            if len(found.jobs) == before:
+                raise UsageError(f"nothing to convert in {path}: no file is named as {kind}")
         elif path == PIPE:
             raise UsageError("standard input cannot go to --out-dir: name the output instead")
         else:
-            jobs.append((path, out_dir / path.with_suffix(suffix).name))
-    outputs: dict[Path, Path] = {}
-    for source, output in jobs:
-        if output in outputs:
-            raise UsageError(f"{outputs[output]} and {source} would both become {output}: convert them separately")
-        outputs[output] = source
+            add(path, out_dir / Path(path.name).with_suffix(suffix))
+    jobs = found.jobs
     read = {(status.st_dev, status.st_ino) for source, _ in jobs if (status := regular_file(source, 0))}
     for _, output in jobs:
         status = regular_file(output, 1)
         if status and (status.st_dev, status.st_ino) in read:
             raise UsageError(f"{output} is both input and output: choose another folder with --out-dir")
-    return jobs
+    return found
 
 
 def raw_format(raw: bool, sample_format: str | None) -> str | None:
@@ -150,40 +208,109 @@ def check_jobs(jobs: list[Job], out_dir: Path | None, force: bool) -> None:
 
 
 def convert_all(
-    jobs: list[Job],
+    planned: Plan,
     out_dir: Path | None,
     force: bool,
     quiet: bool,
     as_json: bool,
     convert: Callable[[Path, Path, Progress], Summary],
+    at_once: int = 1,
 ) -> int:
-    """Convert every file and report; goes on after a failure. Returns the exit code."""
-    code = 0
-    for source, target in jobs:
+    """Convert every file and report; goes on after a failure.
+
+    Args:
+        planned: what is to be converted.
+        out_dir: the command's `--out-dir`.
+        force: whether outputs may be overwritten.
+        quiet: whether to leave out bars and last lines.
+        as_json: whether to print summaries as JSON.
+        convert: converts one file; called from several threads.
+        at_once: how many files at most are converted side by side.
+
+    Returns:
+        The exit code.
+    """
+    code = UsageError.exit_code if CLASH in planned.skipped else 0
+    jobs, done, failed = [], 0, 0
+    several = len(planned.jobs) > 1
+    for source, target in planned.jobs:
+        if several and not force and not is_direct(target) and os.path.isfile(target):
+            planned.skip(target, THERE)
+            code = UsageError.exit_code
+        else:
+            jobs.append((source, target))
+
+    def attempt(job: Job, progress: Progress) -> Summary | Q2D2Error:
         try:
             if out_dir:
-                make_folder(target.parent)
-            check_output(target, force, source)
-            with progress_bar(source.name, quiet) as progress:
-                summary = convert(source, target, progress)
+                make_folder(job[1].parent)
+            check_output(job[1], force, job[0])
+            return convert(*job, progress)
         except Q2D2Error as error:
-            if len(jobs) == 1:
-                raise
-            report(error)
-            code = max(code, error.exit_code)
-            continue
-        for warning in summary.warnings:
-            report(warning)
-        if summary.damaged_blocks or summary.lost_blocks:
-            report(f"{source} {damage(summary.damaged_blocks, summary.lost_blocks)}; decoded what is there")
-        if as_json:
-            print(
-                json.dumps(asdict(summary)), file=sys.stderr if descriptor(target, 1) == 1 else sys.stdout, flush=True
-            )
-        elif not quiet:
-            print(last_line(summary), file=sys.stderr)
-        end_by(summary.stopped_by)
+            return error
+
+    with contextlib.closing(outcomes(jobs, attempt, at_once, quiet)) as results:
+        for (source, target), result in results:
+            if isinstance(result, Q2D2Error):
+                if not several:
+                    raise result
+                report(result)
+                failed += 1
+                code = max(code, result.exit_code)
+                continue
+            done += 1
+            for warning in result.warnings:
+                report(warning)
+            if result.damaged_blocks or result.lost_blocks:
+                report(f"{source} {damage(result.damaged_blocks, result.lost_blocks)}; decoded what is there")
+            if as_json:
+                text = json.dumps(asdict(result))
+                print(text, file=sys.stderr if descriptor(target, 1) == 1 else sys.stdout, flush=True)
+            elif not quiet:
+                say(last_line(result))
+            end_by(result.stopped_by)
+    if not quiet and (several or planned.skipped):
+        say(totals(done, failed, planned.skipped))
     return code
+
+
+def outcomes(
+    jobs: list[Job], attempt: Callable[[Job, Progress], Summary | Q2D2Error], at_once: int, quiet: bool
+) -> Generator[tuple[Job, Summary | Q2D2Error]]:
+    """What became of each job, in order; closed before the end, it stops those that are at work."""
+    if at_once == 1 or len(jobs) < 2:
+        for job in jobs:
+            with progress_bar(job[0].name, quiet) as progress:
+                result = attempt(job, progress)
+            yield job, result
+        return
+    stop = threading.Event()
+
+    def check(done: float, total: float | None) -> None:
+        if stop.is_set():
+            raise Q2D2Error("interrupted")
+
+    with count_bar("converting", len(jobs), quiet) as bar, ThreadPoolExecutor(min(at_once, len(jobs))) as pool:
+        running = [pool.submit(attempt, job, check) for job in jobs]
+        try:
+            for number, (job, future) in enumerate(zip(jobs, running, strict=True), 1):
+                result = future.result()
+                bar(number)
+                yield job, result
+        finally:
+            stop.set()
+            for future in running:
+                future.cancel()
+
+
+def totals(done: int, failed: int, skipped: dict[str, list[str]]) -> str:
+    """How many files were converted, and which were not looked at for which reason."""
+    line = f"{done} done, {failed} failed, {sum(map(len, skipped.values()))} skipped"
+    reasons = []
+    for reason, names in skipped.items():
+        shown = ", ".join(names[:NAMES_SHOWN]) + (" ..." if len(names) > NAMES_SHOWN else "")
+        reasons.append(f"{len(names)} {reason} ({shown})")
+    return f"{line}: {'; '.join(reasons)}" if reasons else line
 
 
 @contextlib.contextmanager
@@ -230,11 +357,11 @@ def damage(damaged: int, lost: int) -> str:
 
 
 def last_line(summary: Summary) -> str:
-    """Duration, size, rate and speed of one file."""
+    """Duration, size, rate and speed of one file; no speed of a clip that is over before it counts."""
+    speed = f", real-time factor {summary.real_time_factor:.3f}" if summary.duration >= SHORT else ""
     return (
         f"{summary.output}: {summary.duration:.2f} s, {summary.q2d_bytes} bytes, {summary.bit_rate / 1000:.2f} kbit/s "
-        f"({summary.payload_bit_rate / 1000:.2f} payload), {summary.model}, "
-        f"real-time factor {summary.real_time_factor:.3f}"
+        f"({summary.payload_bit_rate / 1000:.2f} payload), {summary.model}{speed}"
     )
 
 

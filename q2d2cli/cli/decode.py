@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,25 +58,28 @@ def decode(
     q2d2 decode --raw in.q2d - | ...
     """
     form = raw_format(raw, sample_format)
-    jobs = plan(paths, out_dir, ".raw" if raw else ".wav", {".q2d"}, check_raw_name if raw else check_name)
-    check_jobs(jobs, out_dir, force)
+    planned = plan(paths, out_dir, ".raw" if raw else ".wav", {".q2d"}, check_raw_name if raw else check_name)
+    check_jobs(planned.jobs, out_dir, force)
+    from q2d2cli.passes import files_at_once
     from q2d2cli.transcode import decode_file
 
     loaded: dict[str, Codec] = {}
+    loading = threading.Lock()
 
     def codec_for(header: Header) -> Codec:
         from q2d2cli.checkpoints import find_weights
         from q2d2cli.codec import Codec
 
-        wanted = model or str(find_weights(header.model, header.fingerprint).folder)
-        if wanted not in loaded:
-            loaded[wanted] = Codec.from_pretrained(wanted, device)
-        return loaded[wanted]
+        with loading:
+            wanted = model or str(find_weights(header.model, header.fingerprint).folder)
+            if wanted not in loaded:
+                loaded[wanted] = Codec.from_pretrained(wanted, device)
+            return loaded[wanted]
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
         return decode_file(codec_for, source, target, progress, form)
 
-    return convert_all(jobs, out_dir, force, quiet, as_json, convert)
+    return convert_all(planned, out_dir, force, quiet, as_json, convert, files_at_once())
 
 
 def check_name(path: Path) -> None:

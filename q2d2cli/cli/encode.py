@@ -77,11 +77,12 @@ def encode(
     """
     from q2d2cli.audio import AUDIO_SUFFIXES
 
-    jobs = plan(paths, out_dir, ".q2d", AUDIO_SUFFIXES, check_name)
-    check_jobs(jobs, out_dir, force)
+    planned = plan(paths, out_dir, ".q2d", AUDIO_SUFFIXES, check_name)
+    check_jobs(planned.jobs, out_dir, force)
     form = input_format(raw, rate, channels, sample_format)
     name = choose(model, bitrate)
     from q2d2cli.codec import Codec
+    from q2d2cli.passes import files_at_once
     from q2d2cli.transcode import encode_file
 
     codec = Codec.from_pretrained(name, device)
@@ -89,7 +90,7 @@ def encode(
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
         return encode_file(codec, source, target, progress, robust, effort, form)
 
-    return convert_all(jobs, out_dir, force, quiet, as_json, convert)
+    return convert_all(planned, out_dir, force, quiet, as_json, convert, 1 if effort else files_at_once())
 
 
 def check_name(path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from q2d2cli.audio import audio_files, read_original
+from q2d2cli.audio import audio_files, read_list, read_original
 from q2d2cli.container.packing import pack, unpack
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.codebook import pair_entropies, pair_utilization
@@ -72,7 +72,7 @@ class Row(TypedDict):
 
 
 def find_clips(source: Path) -> list[Clip]:
-    """The clips of a folder (recursive), a list (one path per line, relative to the list or not) or a single file.
+    """The clips of a folder (recursive), a list (`read_list`; .txt, .lst, .list or .scp) or a single file.
 
     Raises:
         UsageError: if there is no audio.
@@ -83,14 +83,12 @@ def find_clips(source: Path) -> list[Clip]:
         if not source.is_file():
             raise UsageError(f"{source} is not there: give a folder of audio, a list (.txt) or a file")
         return [Clip(source, source.name)]
-    try:
-        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the list {source}: {error}") from error
-    clips = [Clip(path, line.lstrip("/")) for line in lines if line for path in [source.parent / line]]
-    if not clips:
-        raise UsageError(f"no audio found in {source}: the list is empty")
-    return clips
+    return [Clip(path, list_name(source, path)) for path in read_list(source)]
+
+
+def list_name(source: Path, path: Path) -> str:
+    """What a clip of a list is called: its path, from the list's folder if it is in there."""
+    return str(path.relative_to(source.parent) if path.is_relative_to(source.parent) else path).lstrip("/")
 
 
 def spread(files: Sequence[Path], limit: int | None) -> list[Path]:

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from q2d2cli.audio import Resampler, audio_files, check_finite, read_mono
+from q2d2cli.audio import Resampler, audio_files, check_finite, read_list, read_mono
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.training.config import DataConfig
 from q2d2cli.training.corpus import Corpus
@@ -23,22 +23,16 @@ SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
 def find_audio(source: Path) -> list[Path]:
-    """The audio files of a folder, or of a list with one path per line (WavTokenizer's lists work as they are).
+    """The audio files of a folder, or those that a list names (`read_list`).
 
     Raises:
         UsageError: if there is neither, or no audio in it.
     """
     if source.is_dir():
         return audio_files(source)
-    try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{source} is neither a folder of audio nor a list of paths") from error
-    paths = [Path(line.strip()) for line in lines if line.strip()]
-    if not paths:
-        raise UsageError(f"no audio found in {source}: the list is empty")
-    # Relative to the list, if that is where they are.
-    return [path if path.is_absolute() or path.exists() else source.parent / path for path in paths]
+    if not source.is_file():
+        raise UsageError(f"{source} is neither a folder of audio nor a list of paths")
+    return read_list(source)
 
 
 class FilesCorpus(Corpus):

@@ -16,7 +16,7 @@ from torch import Tensor
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import tar_file_expander, url_opener
 
-from q2d2cli.audio import AUDIO_SUFFIXES, Resampler, check_finite
+from q2d2cli.audio import SNDFILE_SUFFIXES, Resampler, check_finite, is_foreign
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.training.corpus import Corpus
 
@@ -112,7 +112,7 @@ class ShardCorpus(Corpus):
         members = tar_file_expander(
             url_opener(self._named(webdataset.split_by_node(shards)), handler=self._failed),
             handler=self._failed,
-            select_files=lambda name: Path(name).suffix.lower() in AUDIO_SUFFIXES,
+            select_files=lambda name: Path(name).suffix.lower() in SNDFILE_SUFFIXES and not is_foreign(Path(name)),
             eof_value=None,
         )
         shuffle = webdataset.detshuffle(self.buffer, self.buffer, seed=self.seed, epoch=turn - 1)
