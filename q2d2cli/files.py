@@ -294,3 +294,9 @@ def open_binary(path: Path) -> BinaryIO:
     with explained(f"cannot read {label}"):
         own = os.open(path, os.O_RDONLY) if number is None else os.dup(number)
         return io.BufferedReader(InputFile(own, label))
+
+
+def file_stamp(path: Path) -> str:
+    """Changes when a file does: its size and when it was written."""
+    status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"

@@ -20,11 +20,13 @@ from conftest import CLIP, Run
 from q2d2cli.audio import read_original
 from q2d2cli.container.packing import pack
 from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.evaluation.clips import find_clips, spread
 from q2d2cli.evaluation.codecs import open_subject
-from q2d2cli.evaluation.evaluate import find_clips, score_clip, spread, summarize
 from q2d2cli.evaluation.metrics import METRICS, score
 from q2d2cli.evaluation.plots import rate_quality
 from q2d2cli.evaluation.report import example
+from q2d2cli.evaluation.scoring import score_clip
+from q2d2cli.evaluation.statistics import summarize
 
 RATE = 16_000
 
@@ -186,8 +188,8 @@ def test_external_codecs_come_back_in_time(spec: str, kbps: tuple[float, float])
     speech, rate = soundfile.read(CLIP, dtype="float32")
     result = open_subject(spec, "cpu").reconstruct(speech, rate, Path("clip.wav"))
     assert result.audio.shape == speech.shape
-    assert result.payload_bits is not None
-    assert kbps[0] < result.payload_bits / 1000 / (len(speech) / rate) < kbps[1]
+    assert result.size.payload_bits is not None
+    assert kbps[0] < result.size.payload_bits / 1000 / (len(speech) / rate) < kbps[1]
     # A delay of a frame would cost them more than this.
     assert score(["stoi"], speech, result.audio, rate).values["stoi"] > 0.85
 
@@ -426,11 +428,11 @@ def test_speed_and_memory(run: Run, corpus: Path, tiny: Path) -> None:
 def test_listening_test_and_results_from_the_command(run: Run, corpus: Path, tiny: Path, tmp_path: Path) -> None:
     codecs = ("--codec", f"q2d2:{tiny}", "--codec", "q2d2:speech-3k")
     page = tmp_path / "page"
-    built = run("eval", corpus / "a", *codecs, "--limit", "1", "--listening-test", page)
+    built = run("listening", "build", corpus / "a", page, *codecs, "--limit", "1")
     assert built.returncode == 0, built.stderr
     assert str(page / "index.html") in built.stderr.decode()
     assert len(list((page / "audio").iterdir())) == 5  # reference, hidden reference, anchor, two codecs
-    again = run("eval", corpus / "a", *codecs, "--limit", "1", "--listening-test", page)
+    again = run("listening", "build", corpus / "a", page, *codecs, "--limit", "1")
     assert again.returncode == 2
     assert "not empty" in again.stderr.decode()
 
@@ -449,12 +451,12 @@ def test_listening_test_and_results_from_the_command(run: Run, corpus: Path, tin
         ],
     }
     (tmp_path / "ada.json").write_text(json.dumps(listener))
-    summed = run("eval", "--listening-results", tmp_path / "ada.json", "--json")
+    summed = run("listening", "results", tmp_path / "ada.json", "--json")
     assert json.loads(summed.stdout)["cmos-q"]["systems"]["x"]["mean"] == 2
-    assert "CMOS-Q against y" in run("eval", "--listening-results", tmp_path / "ada.json").stdout.decode()
+    assert "CMOS-Q against y" in run("listening", "results", tmp_path / "ada.json").stdout.decode()
     damaged = tmp_path / "damaged.json"
     damaged.write_text("{")
-    result = run("eval", "--listening-results", damaged)
+    result = run("listening", "results", damaged)
     assert result.returncode == 1
     assert result.stderr.decode().count("\n") == 1
 

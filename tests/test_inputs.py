@@ -14,7 +14,7 @@ from conftest import CLIP, Run
 
 from q2d2cli import UsageError
 from q2d2cli.audio import AudioReader
-from q2d2cli.evaluation.evaluate import find_clips
+from q2d2cli.evaluation.clips import find_clips
 from q2d2cli.training.data import find_audio
 
 SECOND = slice(16_000, 32_000)

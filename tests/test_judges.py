@@ -15,8 +15,9 @@ from conftest import CLIP, ROOT, Run
 
 from q2d2cli.errors import UsageError
 from q2d2cli.evaluation import recognizer
-from q2d2cli.evaluation.evaluate import Clip, read_texts, summarize, text_of
+from q2d2cli.evaluation.clips import Clip, read_texts, text_of
 from q2d2cli.evaluation.metrics import METRICS, score, why_not
+from q2d2cli.evaluation.statistics import summarize
 from q2d2cli.training.config import read_config
 
 RATE = 16_000

@@ -16,7 +16,8 @@ from q2d2cli import Codec
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation import manifests
 from q2d2cli.evaluation.manifests import Item
-from q2d2cli.evaluation.probe import check, classify, embed, half_width, probe, split
+from q2d2cli.evaluation.probe import check, classify, embed, probe, split
+from q2d2cli.evaluation.statistics import half_width
 
 SECONDS = 0.5
 

@@ -24,12 +24,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q2d2cli import Codec, Tokens, UsageError
-from q2d2cli.container.channel import Channel, damage_file
+from q2d2cli.container.channel import Channel, channel_header, damage_file, damage_indices
 from q2d2cli.container.fields import fields_bytes, pack_fields, unpack_fields
 from q2d2cli.container.header import FormatError, Header, Payload, block_frames
 from q2d2cli.container.labelling import coordinates, labellings, origins
 from q2d2cli.container.stream import Reader, Writer
-from q2d2cli.evaluation.channel import damage
 from q2d2cli.quantizers.grids import make_grids
 from q2d2cli.quantizers.spec import GRID_KINDS, KINDS, QuantizerSpec
 
@@ -37,6 +36,13 @@ GOLDEN = ROOT / "tests" / "golden"
 VECTORS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "robust.json").read_text())
 TABLES: list[dict[str, Any]] = json.loads((GOLDEN / "labellings.json").read_text())
 SHIPPED = QuantizerSpec("rhombic", (9, 9, 7, 7, 7, 7))
+
+
+def damage(tokens: Tokens, payload: Any, ber: float | None, loss: float | None, rng: np.random.Generator) -> Tokens:
+    """Tokens as they come out of a channel, sent in this payload mode."""
+    header, channel = channel_header(tokens.header, payload), Channel(ber, loss, rng)
+    indices = torch.from_numpy(damage_indices(header, tokens.indices.numpy(), channel))
+    return Tokens(indices, header, channel.hit_blocks, channel.lost_blocks)
 
 
 @st.composite

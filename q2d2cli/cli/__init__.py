@@ -16,6 +16,7 @@ from q2d2cli.cli import (
     evaluate,
     export,
     info,
+    listening,
     models,
     probe,
     tokenize,
@@ -56,6 +57,7 @@ app.command("info", no_args_is_help=True)(info.info)
 app.command("channel", no_args_is_help=True)(channel.channel)
 app.command("models")(models.models)
 app.command("eval", no_args_is_help=True)(evaluate.evaluate)
+app.add_typer(listening.app, name="listening")
 app.command("analyze", no_args_is_help=True)(analyze.analyze)
 app.command("probe", no_args_is_help=True)(probe.probe)
 app.command("tokenize", no_args_is_help=True)(tokenize.tokenize)

@@ -15,7 +15,7 @@ from q2d2cli.files import atomic_output, check_input, make_folder
 
 if TYPE_CHECKING:
     from q2d2cli.codec import Codec
-    from q2d2cli.evaluation.analysis import Corpus
+    from q2d2cli.evaluation.analysis import Codes
 
 NUMBERS = "analysis.json"
 
@@ -51,7 +51,7 @@ def analyze(
         make_folder(out)
     from q2d2cli.codec import Codec
     from q2d2cli.evaluation import analysis
-    from q2d2cli.evaluation.evaluate import spread
+    from q2d2cli.evaluation.clips import spread
 
     chosen = spread(files, limit)
     codec = Codec.from_pretrained(model, device)
@@ -69,7 +69,7 @@ def analyze(
     return 1 if corpus.skipped else 0
 
 
-def save(out: Path, numbers: dict[str, Any], codec: Codec, corpus: Corpus) -> None:
+def save(out: Path, numbers: dict[str, Any], codec: Codec, corpus: Codes) -> None:
     """Write the numbers, and for a grid quantizer the pictures."""
     from q2d2cli.evaluation import pictures
     from q2d2cli.quantizers.q2d2 import Q2D2

@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from q2d2cli.checkpoints import DEFAULT_MODEL
 from q2d2cli.errors import Q2D2Error, UsageError, report, say
 from q2d2cli.files import (
     PIPE,
@@ -32,6 +34,7 @@ from q2d2cli.files import (
 from q2d2cli.signals import end_by
 
 if TYPE_CHECKING:
+    from q2d2cli.evaluation.compare import Voice
     from q2d2cli.transcode import Progress, Summary
 
 
@@ -67,6 +70,16 @@ Device = Annotated[str, typer.Option("--device", help="auto (CUDA when present),
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no last line.")]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="At most this many files of each folder, evenly spaced.")
+]
+Codecs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--codec",
+        "-c",
+        help="q2d2:NAME[:EFFORT], opus:6, codec2:3200, speex:8, encodec:6, dac, mimi:8, snac, original; repeat to "
+        "compare.",
+        show_default=f"q2d2:{DEFAULT_MODEL}",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per file instead of the last line.")]
 
@@ -363,6 +376,13 @@ def last_line(summary: Summary) -> str:
         f"{summary.output}: {summary.duration:.2f} s, {summary.q2d_bytes} bytes, {summary.bit_rate / 1000:.2f} kbit/s "
         f"({summary.payload_bit_rate / 1000:.2f} payload), {summary.model}{speed}"
     )
+
+
+def voice(quiet: bool) -> Voice:
+    """How a comparison speaks: lines on standard error, and progress bars."""
+    from q2d2cli.evaluation.compare import Voice
+
+    return Voice(report, partial(count_bar, quiet=quiet))
 
 
 def check_packages(command: str, *packages: str) -> None:

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from q2d2cli.cli.common import Device, Force, Limit, Quiet
+from q2d2cli.cli.common import Device, Force, Limit, Quiet, voice
 from q2d2cli.errors import UsageError
 
-METRICS = ["pesq", "stoi", "dnsmos", "mel", "lines"]
-"""What a model card has."""
+METRICS = ("distillmos", "wer", "speaker", "visqol", "pesq", "stoi", "dnsmos", "mel", "lines")
+"""What a model card has, as far as it can be computed; the first four are no model's loss."""
+NEEDED = ("pesq", "stoi")
 PEERS = ["original", "opus:6", "opus:8", "codec2:3200", "codec2:1200"]
 """What it is compared with, as far as it is installed."""
 
@@ -79,18 +80,19 @@ def export(
         text = notes.read_text(encoding="utf-8") if notes else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {notes}: {error}") from error
-    from q2d2cli.cli.evaluate import measure
-    from q2d2cli.evaluation.evaluate import find_clips
+    from q2d2cli.evaluation.clips import choose_clips
+    from q2d2cli.evaluation.compare import compare
     from q2d2cli.evaluation.metrics import check_metrics
+    from q2d2cli.evaluation.scoring import Plan
     from q2d2cli.training.export import add_card, export_run
 
-    check_metrics(METRICS)
-    find_clips(test)
+    check_metrics(NEEDED)
+    clips = choose_clips(test, limit)
     cost = export_run(
         run, folder, with_discriminators=with_discriminators, average_with=average_with or [], share=share, name=name
     )
     specs = [f"q2d2:{folder}", *PEERS]
-    measured = measure(test, METRICS, specs, limit=limit, out=scores, device=device, quiet=quiet)
+    measured = compare(Plan(tuple(specs), None, METRICS, device), clips, voice(quiet), out=scores)
     codecs = " ".join(f"-c {spec}" for spec in specs)
     command = f"q2d2 eval --metrics {','.join(METRICS)} {codecs} {test}" + (f" --limit {limit}" if limit else "")
     add_card(folder, cost, measured, command, text)

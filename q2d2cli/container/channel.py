@@ -7,9 +7,12 @@ the checksums, and a reader can tell which blocks were hit.
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 
+from q2d2cli.container.header import Header, Payload, block_frames
+from q2d2cli.container.payload import concealment, from_payload, to_payload
 from q2d2cli.container.stream import Reader
 
 
@@ -74,3 +77,40 @@ def damage_file(data: bytes, channel: Channel) -> bytes:
             parts += [data[copied : block.begin], arrived, data[block.begin + len(arrived) : block.end]]
         copied = block.end
     return b"".join([*parts, data[copied:]])
+
+
+def channel_header(header: Header, payload: Payload) -> Header:
+    """The header with which tokens go over a channel in this payload mode: in blocks of a robust file in both."""
+    if header.payload == "robust":
+        return replace(header, payload=payload)
+    size = block_frames(header.quantizer, header.frame_rate, header.channels, "robust")
+    return replace(header, payload=payload, frames_per_block=size)
+
+
+def damage_indices(header: Header, indices: np.ndarray, channel: Channel) -> np.ndarray:
+    """Pair indices as they come out of `channel`, sent block by block in the header's payload mode.
+
+    The same as writing a file, `damage_file` and reading it for a robust payload. A packed one, which a reader would
+    refuse, is read by force: padding is ignored and a group's number is taken modulo `C**k`. In both modes lost blocks
+    hold the points nearest the origin.
+
+    Args:
+        header: of `channel_header`.
+        indices: `(channels, frames, pairs)`.
+        channel: what they pass; counts.
+
+    Returns:
+        The same shape, int64.
+
+    Raises:
+        ValueError: if the grids are too large for a robust payload.
+    """
+    arrived = [indices[:, :0]]
+    for first in range(0, indices.shape[1], header.frames_per_block):
+        block = indices[:, first : first + header.frames_per_block]
+        data = channel.send(to_payload(header, block))
+        if data is None:
+            arrived.append(concealment(header, block.shape[1]))
+        else:
+            arrived.append(from_payload(header, data, block.shape[1], strict=False))
+    return np.concatenate(arrived, axis=1)

@@ -24,7 +24,7 @@ MAX_POINTS = 50_000
 
 
 @dataclass(frozen=True, eq=False)
-class Corpus:
+class Codes:
     """What the encoder made of some files.
 
     Attributes:
@@ -57,7 +57,7 @@ class PointEncoder(StreamEncoder):
         return self._quantizer.coordinates(self._model.encoder(self._model.pad(audio)))
 
 
-def collect(codec: Codec, files: Sequence[Path], progress: Callable[[int], None] | None = None) -> Corpus:
+def collect(codec: Codec, files: Sequence[Path], progress: Callable[[int], None] | None = None) -> Codes:
     """Encode files (channels averaged) in bounded memory, and keep the codes of every frame.
 
     Args:
@@ -98,7 +98,7 @@ def collect(codec: Codec, files: Sequence[Path], progress: Callable[[int], None]
             progress(done)
     if not indices:
         raise Q2D2Error(f"none of the {len(files)} files could be read: {skipped[0]}")
-    return Corpus(
+    return Codes(
         np.concatenate(indices), starts, np.concatenate(points) if quantizer is not None else None, seconds, skipped
     )
 
@@ -120,7 +120,7 @@ def encode_file(codec: Codec, quantizer: Q2D2 | None, path: Path) -> tuple[list[
     return [piece[0] for piece in pieces], samples / rate
 
 
-def analyze(codec: Codec, corpus: Corpus) -> dict[str, Any]:
+def analyze(codec: Codec, corpus: Codes) -> dict[str, Any]:
     """All numbers of a corpus.
 
     Returns:

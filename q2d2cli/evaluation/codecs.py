@@ -1,4 +1,4 @@
-"""Codecs to compare: q2d2's own models, external programs, and files decoded elsewhere."""
+"""Codecs to compare: this project's models, also over a bad channel, and external programs; opens any subject."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import tempfile
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,94 +16,16 @@ import numpy as np
 import soundfile
 import soxr
 
-from q2d2cli.audio import read_mono
+from q2d2cli.container.channel import Channel, channel_header, damage_indices
 from q2d2cli.container.header import Payload
 from q2d2cli.errors import Q2D2Error, UsageError
-from q2d2cli.files import check_input
+from q2d2cli.evaluation.peers import PEERS
+from q2d2cli.evaluation.subjects import CodecSubject, Original, Size, Subject, fit
 
-DAMAGE_MARK = "|"
+CHANNEL_MARK = "|"
 """Between a model's description and that of the channel."""
-FRAME_SECONDS = 0.04
-"""By how much a pair of files may differ in length: the longest frame of common codecs."""
 TOOL_SECONDS = 600
 """An external program that takes longer for one file is stopped."""
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """What came out of a codec for one signal.
-
-    Attributes:
-        audio: `(samples,)` float32 at the rate and of the length of the input.
-        payload_bits: coded audio, without headers; None if not known.
-        file_bytes: of the whole file; None if there is none.
-        indices: `(frames, pairs)` int64, the points chosen; None for other codecs.
-    """
-
-    audio: np.ndarray
-    payload_bits: float | None = None
-    file_bytes: int | None = None
-    indices: np.ndarray | None = None
-
-
-class Subject(ABC):
-    """What is under test: a codec, or files that one has decoded.
-
-    Attributes:
-        name: in tables; tells its settings.
-        identity: changes whenever results would.
-        num_quantizers: tokens per frame (N_q), None if it has no tokens.
-        token_rate: tokens per second, None if it has none.
-        sizes: points of each pair's grid, None for other codecs.
-    """
-
-    name: str
-    identity: str
-    num_quantizers: int | None = None
-    token_rate: float | None = None
-    sizes: tuple[int, ...] | None = None
-
-    @abstractmethod
-    def reconstruct(self, audio: np.ndarray, rate: int, relative: Path) -> Reconstruction:
-        """What becomes of `(samples,)` float32 at `rate` Hz, read from the file `relative` to its folder.
-
-        Raises:
-            Q2D2Error: if it fails.
-        """
-
-
-class CodecSubject(Subject):
-    """A codec that can run here."""
-
-    @abstractmethod
-    def encode(self, audio: np.ndarray, rate: int) -> Any:
-        """`(samples,)` float32 at `rate` Hz to whatever `decode` takes.
-
-        Raises:
-            Q2D2Error: if it fails.
-        """
-
-    @abstractmethod
-    def decode(self, encoded: Any, rate: int, num_samples: int) -> Reconstruction:
-        """Back to `num_samples` samples at `rate`.
-
-        Raises:
-            Q2D2Error: if it fails.
-        """
-
-    def reconstruct(self, audio: np.ndarray, rate: int, relative: Path) -> Reconstruction:
-        """Encode and decode."""
-        return self.decode(self.encode(audio, rate), rate, len(audio))
-
-
-class Original(Subject):
-    """The recordings themselves, for metrics that need no reference (the paper's ground truth row)."""
-
-    name = identity = "original"
-
-    def reconstruct(self, audio: np.ndarray, rate: int, relative: Path) -> Reconstruction:
-        """Nothing to do."""
-        return Reconstruction(audio)
 
 
 class Q2D2Subject(CodecSubject):
@@ -129,14 +51,20 @@ class Q2D2Subject(CodecSubject):
         """To `Tokens`."""
         return self.codec.encode(audio, rate, effort=self.effort)
 
-    def decode(self, encoded: Any, rate: int, num_samples: int) -> Reconstruction:
-        """From `Tokens`; the file's size is that of its .q2d file."""
+    def decode(self, encoded: Any, rate: int, num_samples: int) -> np.ndarray:
+        """From `Tokens`."""
+        return self.codec.decode(encoded).numpy()[0]
+
+    def size(self, encoded: Any) -> Size:
+        """Of the .q2d file."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "speech.q2d"
             encoded.save(path)
-            size = path.stat().st_size
-        audio = self.codec.decode(encoded).numpy()[0]
-        return Reconstruction(audio, encoded.bit_rate * encoded.duration, size, encoded.indices.numpy()[0])
+            return Size(encoded.bit_rate * encoded.duration, path.stat().st_size)
+
+    def indices(self, encoded: Any) -> np.ndarray | None:
+        """Of `Tokens`."""
+        return encoded.indices.numpy()[0]
 
     def recall(self, indices: np.ndarray, rate: int, num_samples: int) -> np.ndarray:
         """The first `num_samples` samples at `rate` from the `(frames, pairs)` of an earlier encoding."""
@@ -150,7 +78,7 @@ class Q2D2Subject(CodecSubject):
 
 
 @dataclass(frozen=True)
-class Damage:
+class ChannelSetting:
     """What happens to tokens between encoder and decoder.
 
     Attributes:
@@ -172,29 +100,35 @@ class ChannelSubject(CodecSubject):
 
     Args:
         codec: the model.
-        damage: what the channel does; reproducible for each clip.
+        setting: what the channel does; reproducible for each clip.
     """
 
-    def __init__(self, codec: Q2D2Subject, damage: Damage) -> None:
-        self.inner, self.damage = codec, damage
-        self.name = f"{codec.name} ({damage})"
-        self.identity = f"{codec.identity}:{damage}"
+    def __init__(self, codec: Q2D2Subject, setting: ChannelSetting) -> None:
+        self.inner, self.setting = codec, setting
+        self.name = f"{codec.name} ({setting})"
+        self.identity = f"{codec.identity}:{setting}"
         self.num_quantizers, self.token_rate = codec.num_quantizers, codec.token_rate
 
     def encode(self, audio: np.ndarray, rate: int) -> Any:
-        """To `Tokens`."""
-        return self.inner.encode(audio, rate)
+        """To what arrives of `Tokens`."""
+        import torch
 
-    def decode(self, encoded: Any, rate: int, num_samples: int) -> Reconstruction:
-        """From what arrives of them."""
-        from q2d2cli.evaluation.channel import damage
-
+        sent = self.inner.encode(audio, rate)
+        indices = sent.indices.numpy()
         # The same errors for the same clip, whatever the order of clips.
-        rng = np.random.default_rng(zlib.crc32(encoded.indices.numpy().tobytes()))
-        ber, loss = (self.damage.value if self.damage.kind == kind else None for kind in ("ber", "loss"))
-        arrived = damage(encoded, self.damage.payload, ber, loss, rng)
-        audio = self.inner.codec.decode(arrived).numpy()[0]
-        return Reconstruction(audio, arrived.bit_rate * arrived.duration)
+        rng = np.random.default_rng(zlib.crc32(indices.tobytes()))
+        ber, loss = (self.setting.value if self.setting.kind == kind else None for kind in ("ber", "loss"))
+        header = channel_header(sent.header, self.setting.payload)
+        arrived = damage_indices(header, indices, Channel(ber, loss, rng))
+        return replace(sent, indices=torch.from_numpy(arrived), header=header)
+
+    def decode(self, encoded: Any, rate: int, num_samples: int) -> np.ndarray:
+        """From what arrived."""
+        return self.inner.decode(encoded, rate, num_samples)
+
+    def size(self, encoded: Any) -> Size:
+        """Of the payload on the channel."""
+        return Size(encoded.bit_rate * encoded.duration)
 
 
 @dataclass(frozen=True)
@@ -257,19 +191,34 @@ class ToolSubject(CodecSubject):
             run_tool(["ffmpeg", "-v", "error", "-y", "-i", str(source), *self.options, str(target)], self.name)
             return target.read_bytes()
 
-    def decode(self, encoded: bytes, rate: int, num_samples: int) -> Reconstruction:
+    def decode(self, encoded: bytes, rate: int, num_samples: int) -> np.ndarray:
         """From those bytes; the known delay is taken out."""
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder) / f"in{self.tool.suffix}", Path(folder) / "out.wav"
             source.write_bytes(encoded)
             run_tool(["ffmpeg", "-v", "error", "-y", "-i", str(source), "-ac", "1", str(target)], self.name)
-            packets = run_tool(
-                ["ffprobe", "-v", "error", "-show_entries", "packet=size", "-of", "csv=p=0", str(source)], self.name
-            )
             decoded, own_rate = soundfile.read(target, dtype="float32")
         audio = soxr.resample(decoded[round(self.tool.delay * own_rate) :], own_rate, rate)
-        payload = 8.0 * sum(int(size.strip(",")) for size in packets.split())
-        return Reconstruction(fit(audio, num_samples), payload, len(encoded))
+        return fit(audio, num_samples)
+
+    def size(self, encoded: bytes) -> Size:
+        """Of the packets and of the file."""
+        command = ["ffprobe", "-v", "error", "-show_entries", "packet=size", "-of", "csv=p=0"]
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / f"in{self.tool.suffix}"
+            source.write_bytes(encoded)
+            packets = run_tool([*command, str(source)], self.name)
+        return Size(8.0 * sum(int(size.strip(",")) for size in packets.split()), len(encoded))
+
+    def stamp(self, relative: Path) -> str:
+        """Changes when the program does."""
+        return tool_version()
+
+
+@cache
+def tool_version() -> str:
+    """What ffmpeg says of itself."""
+    return run_tool(["ffmpeg", "-version"], "ffmpeg").partition("\n")[0]
 
 
 def run_tool(command: list[str], name: str) -> str:
@@ -288,49 +237,7 @@ def run_tool(command: list[str], name: str) -> str:
     return done.stdout.decode(errors="replace")
 
 
-class FolderSubject(Subject):
-    """Files that some other codec has decoded, in a folder of the same shape.
-
-    Args:
-        folder: of the degraded files.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.name = folder.name or str(folder)
-        self.identity = f"folder:{folder.resolve()}"
-
-    def reconstruct(self, audio: np.ndarray, rate: int, relative: Path) -> Reconstruction:
-        """The degraded counterpart of a reference.
-
-        Raises:
-            UsageError: if it is not there.
-            Q2D2Error: if its length differs by more than a frame (40 ms).
-        """
-        path = self.find(relative)
-        degraded = read_mono(path, rate)
-        lengths = [len(x) / rate for x in (degraded, audio)]
-        if abs(lengths[0] - lengths[1]) > FRAME_SECONDS:
-            raise Q2D2Error(f"{path} lasts {lengths[0]:.2f} s and its reference {lengths[1]:.2f} s: not the same clip")
-        return Reconstruction(fit(degraded, len(audio)))
-
-    def find(self, relative: Path) -> Path:
-        """The file of this name, whatever its format.
-
-        Raises:
-            UsageError: if there is none.
-        """
-        path = self.folder / relative
-        if path.is_file():
-            return path
-        for candidate in sorted(path.parent.glob(f"{path.stem}.*")) if path.parent.is_dir() else ():
-            if candidate.is_file():
-                return candidate
-        check_input(path)
-        raise AssertionError
-
-
-def damaged(specs: Sequence[str], channel: str) -> list[str]:
+def over_channel(specs: Sequence[str], channel: str) -> list[str]:
     """Descriptions of q2d2's models over a channel, in both payload modes.
 
     Args:
@@ -351,7 +258,7 @@ def damaged(specs: Sequence[str], channel: str) -> list[str]:
     if not models:
         raise UsageError("--channel needs a model: name one with --codec q2d2:NAME")
     return [
-        DAMAGE_MARK.join((model, payload, kind, str(value)))
+        CHANNEL_MARK.join((model, payload, kind, str(value)))
         for model in models
         for payload in ("packed", "robust")
         for value in numbers
@@ -366,16 +273,11 @@ def is_rate(text: str) -> bool:
         return False
 
 
-def fit(audio: np.ndarray, num_samples: int) -> np.ndarray:
-    """Cut or fill with zeros to `num_samples`."""
-    return np.pad(audio[:num_samples], (0, max(0, num_samples - len(audio)))).astype(np.float32)
-
-
 def open_subject(spec: str, device: str) -> Subject:
     """A codec from its description.
 
     Args:
-        spec: `q2d2:NAME` or `q2d2:NAME:EFFORT` (or one of `damaged`), `opus:6`, `codec2:3200`,
+        spec: `q2d2:NAME` or `q2d2:NAME:EFFORT` (or one of `over_channel`), `opus:6`, `codec2:3200`,
             `speex:8`, `encodec:6`, `dac`, `mimi:8`, `snac` or `original`.
         device: for neural codecs: `auto`, `cpu`, `cuda`.
 
@@ -383,11 +285,11 @@ def open_subject(spec: str, device: str) -> Subject:
         UsageError: if it is unknown.
         Q2D2Error: if it cannot run here.
     """
-    if DAMAGE_MARK in spec:
-        spec, payload, what, value = spec.split(DAMAGE_MARK)
+    if CHANNEL_MARK in spec:
+        spec, payload, what, value = spec.split(CHANNEL_MARK)
         inner = open_subject(spec, device)
         assert isinstance(inner, Q2D2Subject)
-        return ChannelSubject(inner, Damage(cast(Payload, payload), cast(Any, what), float(value)))
+        return ChannelSubject(inner, ChannelSetting(cast(Payload, payload), cast(Any, what), float(value)))
     kind, _, setting = spec.partition(":")
     if kind == "original":
         return Original()
@@ -400,8 +302,6 @@ def open_subject(spec: str, device: str) -> Subject:
         return Q2D2Subject(name or DEFAULT_MODEL, device, int(effort))
     if kind in TOOLS:
         return ToolSubject(kind, setting)
-    from q2d2cli.evaluation.peers import PEERS
-
     if kind in PEERS:
         return PEERS[kind](setting, device)
     known = ", ".join(["q2d2:NAME", "q2d2:NAME:EFFORT", *(f"{name}:RATE" for name in TOOLS), *PEERS, "original"])

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import soundfile
 
+from q2d2cli.audio import read_original
 from q2d2cli.errors import UsageError
-from q2d2cli.evaluation.codecs import fit
+from q2d2cli.evaluation.clips import Clip
+from q2d2cli.evaluation.kinds import Kind
+from q2d2cli.evaluation.subjects import Subject, fit
 from q2d2cli.files import atomic_output, make_folder
-
-Kind = Literal["mushra", "cmos-q", "cmos-p"]
-KINDS: tuple[Kind, ...] = ("mushra", "cmos-q", "cmos-p")
 
 HIDDEN_REFERENCE = "hidden reference"
 LOW_ANCHOR = "low anchor"
@@ -36,6 +36,11 @@ least 25 dB at 4 kHz and 50 dB at 4.5 kHz."""
 MIN_RATE = 8000
 
 PLACEHOLDER = "{{manifest}}"
+
+MOST_CLIPS = 30
+"""More take a listener longer than anybody can judge: BS.1534 asks for sessions below half an hour."""
+CLIP_SECONDS = 12.0
+"""Longest excerpt; BS.1534 recommends about 10 s."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,18 @@ class Trial:
     systems: dict[str, np.ndarray]
 
 
-def build_listening_test(out: Path, kind: Kind, title: str, trials: Sequence[Trial], seed: int = 0) -> Path:
+def make_trial(clip: Clip, subjects: Sequence[Subject]) -> Trial:
+    """The beginning of a clip, and what each codec makes of it.
+
+    Raises:
+        Q2D2Error: if it cannot be read, or a codec fails.
+    """
+    audio, rate = read_original(clip.path)
+    audio = audio[: int(CLIP_SECONDS * rate)]
+    return Trial(clip.name, rate, audio, {s.name: s.reconstruct(audio, rate, Path(clip.name)).audio for s in subjects})
+
+
+def build_listening_test(out: Path, kind: Kind | str, title: str, trials: Sequence[Trial], seed: int = 0) -> Path:
     """Write a folder with a listening test that runs in any browser, from a disk or a web server.
 
     `mushra` follows ITU-R BS.1534-3 with hidden reference and low anchor; `cmos-q` and `cmos-p` compare the first
@@ -80,6 +96,10 @@ def build_listening_test(out: Path, kind: Kind, title: str, trials: Sequence[Tri
         UsageError: if the folder holds something or the trials do not make a test.
         Q2D2Error: if writing fails.
     """
+    try:
+        kind = Kind(kind)
+    except ValueError as error:
+        raise UsageError(f"unknown listening test {kind!r}: choose from {', '.join(Kind)}") from error
     check_trials(kind, trials)
     pages, stimuli = lay_out(kind, trials, np.random.default_rng(seed))
     digest = hashlib.sha256(json.dumps([kind, title, pages]).encode())
@@ -111,7 +131,7 @@ def lay_out(
         Pages, each with trial, number of the reference and numbers of the stimuli by system; and WAV files by
         number, numbered in random order.
     """
-    count = sum(len(trial.systems) + (3 if kind == "mushra" else 1) for trial in trials)
+    count = sum(len(trial.systems) + (3 if kind is Kind.MUSHRA else 1) for trial in trials)
     free = [f"{number:04d}" for number in generator.permutation(count) + 1]
     stimuli: dict[str, bytes] = {}
 
@@ -125,7 +145,7 @@ def lay_out(
     for trial in trials:
         page = {"trial": trial.name, "reference": add(trial.reference, trial)}
         numbers = {system: add(signal, trial) for system, signal in trial.systems.items()}
-        if kind == "mushra":
+        if kind is Kind.MUSHRA:
             # the hidden reference has a number of its own, or the page would give it away
             numbers[HIDDEN_REFERENCE] = add(trial.reference, trial)
             numbers[LOW_ANCHOR] = add(low_anchor(trial.reference, trial.rate), trial)
@@ -165,12 +185,10 @@ def wav_bytes(signal: np.ndarray, rate: int) -> bytes:
 
 def check_trials(kind: Kind, trials: Sequence[Trial]) -> None:
     """Raise UsageError unless these trials make a test of this kind."""
-    if kind not in KINDS:
-        raise UsageError(f"unknown listening test {kind!r}: choose from {', '.join(KINDS)}")
     if not trials:
         raise UsageError("a listening test needs at least one trial")
     systems = list(trials[0].systems)
-    if kind == "mushra":
+    if kind is Kind.MUSHRA:
         if not 1 <= len(systems) <= MAX_SYSTEMS:
             raise UsageError(f"a MUSHRA test takes 1 to {MAX_SYSTEMS} systems, not {len(systems)}")
         for name in (HIDDEN_REFERENCE, LOW_ANCHOR):

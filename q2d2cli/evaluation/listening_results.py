@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from q2d2cli.errors import Q2D2Error, UsageError
-from q2d2cli.evaluation.listening import HIDDEN_REFERENCE, KINDS, Kind
+from q2d2cli.evaluation.kinds import Kind
+from q2d2cli.evaluation.listening import HIDDEN_REFERENCE
+from q2d2cli.evaluation.statistics import summarize
 from q2d2cli.files import check_input
 
 FORMAT = "q2d2-listening-1"
@@ -36,7 +37,7 @@ class Rating(BaseModel):
         baseline: CMOS: the system it was compared with; MUSHRA: empty.
         score: MUSHRA: 0 to 100; CMOS: -3 to 3, positive where `system` is better than `baseline`.
         position: where `system` was on the page: 1 to 9, A or B.
-        page: the how manieth page of this listener.
+        page: number of the page in this listener's order.
         seconds: spent on the page.
     """
 
@@ -67,7 +68,7 @@ class Session(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> Session:
-        low, high = (0, 100) if self.kind == "mushra" else (-3, 3)
+        low, high = (0, 100) if self.kind is Kind.MUSHRA else (-3, 3)
         seen = set()
         for rating in self.ratings:
             if not low <= rating.score <= high:
@@ -75,7 +76,7 @@ class Session(BaseModel):
             if (rating.trial, rating.system) in seen:
                 raise ValueError(f"{rating.system!r} is rated twice in trial {rating.trial!r}")
             seen.add((rating.trial, rating.system))
-        if self.kind == "mushra":
+        if self.kind is Kind.MUSHRA:
             for trial in {rating.trial for rating in self.ratings}:
                 if (trial, HIDDEN_REFERENCE) not in seen:
                     raise ValueError(f"trial {trial!r} has no {HIDDEN_REFERENCE}")
@@ -131,10 +132,12 @@ def listening_results(paths: Sequence[Path]) -> dict[str, Any]:
         if answered(first) != answered(session):
             raise Q2D2Error(f"{path} and {first_path} do not answer the same trials: one of them is incomplete")
     summaries: dict[str, Any] = {}
-    for kind in KINDS:
+    for kind in Kind:
         if kind in tests:
             of_kind = [entry for entry in sessions.values() if entry[1].kind == kind]
-            summaries[kind] = mushra(of_kind) if kind == "mushra" else cmos([session for _, session in of_kind])
+            summaries[kind.value] = (
+                mushra(of_kind) if kind is Kind.MUSHRA else cmos([session for _, session in of_kind])
+            )
     return summaries
 
 
@@ -203,7 +206,7 @@ def mushra(sessions: Sequence[tuple[Path, Session]]) -> dict[str, Any]:
     for system, scores in by_system(kept).items():
         low_quartile, median, high_quartile = np.percentile(scores, [25, 50, 75])
         systems[system] = {
-            **mean_and_interval(scores),
+            **summarize(scores),
             "median": round(float(median), 4),
             "quartiles": [round(float(low_quartile), 4), round(float(high_quartile), 4)],
         }
@@ -216,7 +219,7 @@ def cmos(sessions: Sequence[Session]) -> dict[str, Any]:
     for system, scores in by_system(sessions).items():
         signs = np.sign(scores)
         systems[system] = {
-            **mean_and_interval(scores),
+            **summarize(scores),
             "preferred": round(float(np.mean(signs > 0)), 4),
             "baseline_preferred": round(float(np.mean(signs < 0)), 4),
             "same": round(float(np.mean(signs == 0)), 4),
@@ -237,16 +240,3 @@ def by_system(sessions: Sequence[Session]) -> dict[str, list[int]]:
         for rating in session.ratings:
             scores[rating.system].append(rating.score)
     return dict(sorted(scores.items()))
-
-
-def mean_and_interval(scores: Sequence[int]) -> dict[str, Any]:
-    """Count, mean and half width of its 95% interval by Student's t; the interval is None for a single score."""
-    from scipy.stats import t
-
-    n = len(scores)
-    half = float(t.ppf(0.975, n - 1)) * float(np.std(scores, ddof=1)) / math.sqrt(n) if n > 1 else None
-    return {
-        "n": n,
-        "mean": round(float(np.mean(scores)), 4),
-        "interval95": None if half is None else round(half, 4),
-    }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,15 @@ import numpy as np
 from q2d2cli.audio import Resampler
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.judges import SPEECH_RATE, distillmos, speaker, visqol
-from q2d2cli.evaluation.recognizer import RECOGNIZER_VARIABLE, load_recognizer, recognizer_name, word_errors
+from q2d2cli.evaluation.recognizer import (
+    RECOGNIZER_VARIABLE,
+    WEIGHTS_NAME,
+    load_recognizer,
+    recognizer_folder,
+    recognizer_name,
+    word_errors,
+)
+from q2d2cli.files import file_stamp
 
 FULL_RATE = 24_000
 """Of the metrics that look above 8 kHz."""
@@ -290,6 +299,8 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "utmos": Metric("UTMOS", utmos, ("utmos_pytorch",), reference_free=True, max_seconds=MAX_SECONDS),
     "dnsmos": Metric("DNSMOS", dnsmos, ("speechmos", "onnxruntime", "librosa"), reference_free=True),
+    "pesq": Metric("PESQ", pesq, ("pesq",), max_seconds=MAX_SECONDS),
+    "stoi": Metric("STOI", stoi, ("pystoi",)),
     "distillmos": Metric(
         "DistillMOS",
         distillmos,
@@ -310,8 +321,6 @@ METRICS: dict[str, Metric] = {
     ),
     "speaker": Metric("speaker", speaker, ("resemblyzer",), extra="judges"),
     "visqol": Metric("ViSQOL", visqol, ("visqol",), decimals=2, max_seconds=MAX_SECONDS, extra="judges"),
-    "pesq": Metric("PESQ", pesq, ("pesq",), max_seconds=MAX_SECONDS),
-    "stoi": Metric("STOI", stoi, ("pystoi",)),
     "vuv_f1": Metric("V/UV F1", vuv_f1, ("torchcrepe", "librosa"), max_seconds=MAX_SECONDS),
     "si_sdr": Metric("SI-SDR, dB", si_sdr, (), decimals=2),
     "level": Metric("level error, dB", level, (), rate=FULL_RATE, higher_is_better=False, decimals=2),
@@ -353,6 +362,32 @@ def why_not(name: str) -> str | None:
         except Q2D2Error as error:
             return f"{error} with --recognizer or {RECOGNIZER_VARIABLE}"
     return None
+
+
+def basis(name: str, text: str | None) -> str:
+    """What a metric's value depends on beside the signals: changes when it would.
+
+    Versions of its packages, weights, recognizer, and `text` where it is looked at.
+    """
+    metric = METRICS[name]
+    parts = [versions(metric.packages)]
+    if name == "utmos" and (weights := utmos_weights()) is not None:
+        parts.append(file_stamp(weights))
+    if metric.takes_text:
+        recognizer = recognizer_name()
+        parts += [recognizer, file_stamp(recognizer_folder(recognizer) / WEIGHTS_NAME)]
+        parts.append("heard" if text is None else hashlib.sha256(text.encode()).hexdigest()[:16])
+    return " ".join(parts)
+
+
+@cache
+def versions(packages: tuple[str, ...]) -> str:
+    """Names and versions of the distributions that hold these packages."""
+    from importlib.metadata import packages_distributions, version
+
+    holders = packages_distributions()
+    names = sorted({name for package in packages for name in holders.get(package, ())})
+    return ", ".join(f"{name} {version(name)}" for name in names)
 
 
 def check_metrics(names: Sequence[str]) -> None:

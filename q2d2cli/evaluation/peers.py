@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 from abc import abstractmethod
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from q2d2cli.codec import pick_device
 from q2d2cli.errors import Q2D2Error, UsageError
-from q2d2cli.evaluation.codecs import CodecSubject, Reconstruction, fit
+from q2d2cli.evaluation.subjects import CodecSubject, Size, fit
 
 
 class Peer(CodecSubject):
@@ -84,12 +86,19 @@ class Peer(CodecSubject):
         with torch.inference_mode():
             return self.to_codes(x)
 
-    def decode(self, encoded: list[Tensor], rate: int, num_samples: int) -> Reconstruction:
+    def decode(self, encoded: list[Tensor], rate: int, num_samples: int) -> np.ndarray:
         """From codes."""
         with torch.inference_mode():
             decoded = self.to_audio(encoded).reshape(-1).float().cpu().numpy()
-        bits = float(sum(codes.numel() for codes in encoded) * self.bits)
-        return Reconstruction(fit(soxr.resample(decoded, self.rate, rate), num_samples), bits)
+        return fit(soxr.resample(decoded, self.rate, rate), num_samples)
+
+    def size(self, encoded: list[Tensor]) -> Size:
+        """Of the codes alone."""
+        return Size(float(sum(codes.numel() for codes in encoded) * self.bits))
+
+    def stamp(self, relative: Path) -> str:
+        """Changes when the package does."""
+        return version(self.package)
 
 
 class Encodec(Peer):

@@ -21,7 +21,7 @@ MARGIN = 0.5
 """Room around the outermost points, in grid units; their cells are cut there."""
 MOST_COLUMNS = 4
 MOST_DOTS = 20_000
-"""Of a cloud; more hide each other."""
+"""Of a cloud; more would cover each other."""
 INK, GREY = "#222222", "#aaaaaa"
 BEFORE, AFTER = "#0072b2", "#e69f00"
 """Of the Okabe-Ito set, which colour-blind readers can tell apart."""

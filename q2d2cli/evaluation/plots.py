@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from q2d2cli.evaluation.evaluate import Row
 from q2d2cli.evaluation.metrics import METRICS
+from q2d2cli.evaluation.scoring import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,11 +21,17 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 """One more than colours, so that colour and marker together take long to come again."""
 INK = "#010203"
 """Stands for the page's text colour."""
+MOST_COLUMNS = 4
+"""Panels side by side."""
 SPECTROGRAM_DB = 80.0
+FLOOR = -100.0
+"""Level at which spectrograms are black, dB."""
+SPECTROGRAM_TOP = 12_000.0
+"""Highest frequency that spectrograms show, Hz: half the models' rate."""
 
 
 def new_figure(width: float, height: float, panels: int) -> tuple[Figure, list[Any]]:
-    """A figure of this size in inches with panels side by side, in ink on nothing."""
+    """A figure with panels of this size in inches, at most `MOST_COLUMNS` side by side, in ink on nothing."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -39,13 +45,17 @@ def new_figure(width: float, height: float, panels: int) -> tuple[Figure, list[A
         "axes.spines.right": False,
         "font.size": 10,
     }
+    columns = min(MOST_COLUMNS, panels)
+    lines = -(-panels // columns)
     with rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False)[0]
-    for axis in axes:
+        figure = Figure(figsize=(max(4.6, width * columns), height * lines), layout="constrained")
+        axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axis in axes[panels:]:
+        axis.remove()
+    for axis in axes[:panels]:
         axis.grid(alpha=0.25, linewidth=0.6, color=INK)
         axis.set_axisbelow(True)
-    return figure, list(axes)
+    return figure, axes[:panels]
 
 
 def to_svg(figure: Figure, standalone: bool = False) -> str:
@@ -70,7 +80,7 @@ def rate_quality(result: dict[str, Any]) -> Figure | None:
     metrics = [m for m in result["metrics"] if any(c["datasets"]["all"][m]["mean"] is not None for c in codecs)]
     if not codecs or not metrics:
         return None
-    figure, axes = new_figure(max(4.6, 3.5 * len(metrics)), 3.4, len(metrics))
+    figure, axes = new_figure(3.5, 3.4, len(metrics))
     originals = [codec for codec in result["codecs"] if codec["identity"] == "original"]
     for axis, metric in zip(axes, metrics, strict=True):
         for number, codec in enumerate(codecs):
@@ -95,7 +105,8 @@ def rate_quality(result: dict[str, Any]) -> Figure | None:
                 )
         axis.set_xlabel("kbit/s")
         axis.set_ylabel(METRICS[metric].title + ("" if METRICS[metric].higher_is_better else " (lower is better)"))
-        axis.set_xlim(left=0)
+        # Room for whole markers on all sides, and from 0 on.
+        axis.set_xlim(0, 1.1 * max(codec["bit_rate"] for codec in codecs) / 1000)
         axis.margins(y=0.15)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, labelcolor=INK)
@@ -110,7 +121,7 @@ def channel_quality(result: dict[str, Any]) -> Figure | None:
         return None
     clean = {c["name"]: c["datasets"]["all"] for c in result["codecs"] if "channel" not in c}
     models = list(dict.fromkeys(codec["channel"]["model"] for codec in codecs))
-    figure, axes = new_figure(max(4.6, 3.5 * len(metrics)), 3.4, len(metrics))
+    figure, axes = new_figure(3.5, 3.4, len(metrics))
     for axis, metric in zip(axes, metrics, strict=True):
         for number, model in enumerate(models):
             colour = COLOURS[number % len(COLOURS)]
@@ -139,7 +150,7 @@ def validation_curve(log: Sequence[dict[str, Any]]) -> Figure | None:
     names = [name for name in titles if any(entry.get(name) is not None for entry in entries)]
     if not names:
         return None
-    figure, axes = new_figure(3.5 * len(names), 2.8, len(names))
+    figure, axes = new_figure(3.5, 2.8, len(names))
     for axis, name in zip(axes, names, strict=True):
         points = [(entry["step"], entry[name]) for entry in entries if entry.get(name) is not None]
         axis.plot(*zip(*points, strict=True), marker="o", markersize=4, color=COLOURS[1])
@@ -156,8 +167,8 @@ def distributions(result: dict[str, Any], rows: Sequence[Row]) -> Figure | None:
         return None
     scored = {row["codec"] for row in rows if any(row["scores"].get(m) is not None for m in metrics)}
     codecs = [codec for codec in result["codecs"] if codec["identity"] in scored and "channel" not in codec]
-    figure, axes = new_figure(max(4.6, 3.5 * len(metrics)), 1.2 + 0.42 * len(codecs), len(metrics))
-    for axis, metric in zip(axes, metrics, strict=True):
+    figure, axes = new_figure(3.5, 1.2 + 0.42 * len(codecs), len(metrics))
+    for number, (axis, metric) in enumerate(zip(axes, metrics, strict=True)):
         values = [
             [v for row in rows if row["codec"] == c["identity"] and (v := row["scores"].get(metric)) is not None]
             for c in codecs
@@ -172,24 +183,51 @@ def distributions(result: dict[str, Any], rows: Sequence[Row]) -> Figure | None:
             whiskerprops={"color": INK},
             capprops={"color": INK},
         )
-        for number, box in enumerate(boxes["boxes"]):
-            box.set(facecolor=COLOURS[number % len(COLOURS)], alpha=0.75, edgecolor=INK)
+        for place, box in enumerate(boxes["boxes"]):
+            box.set(facecolor=COLOURS[place % len(COLOURS)], alpha=0.75, edgecolor=INK)
         axis.set_yticks(
-            range(1, len(codecs) + 1), [c["name"] for c in codecs] if axis is axes[0] else [""] * len(codecs)
+            range(1, len(codecs) + 1), [c["name"] for c in codecs] if number % MOST_COLUMNS == 0 else [""] * len(codecs)
         )
         axis.invert_yaxis()
         axis.set_xlabel(METRICS[metric].title)
     return figure
 
 
-def spectrogram(audio: np.ndarray, rate: int) -> str:
-    """Spectrogram of `(samples,)` up to 12 kHz as a PNG data address, 80 dB deep, time to the right."""
-    from matplotlib import image
+def used_band(audio: np.ndarray, rate: int) -> float:
+    """Highest frequency at which a spectrogram of `(samples,)` shows anything, up in whole kHz; at least 1000 Hz.
+
+    What lies above is empty: the signal was once at a lower rate.
+    """
+    level, top = levels(audio, rate)
+    shown = np.flatnonzero(level.max(axis=1) > FLOOR)
+    highest = (shown.max() + 1) / len(level) * top if len(shown) else 0.0
+    return min(max(1000.0, math.ceil(highest / 1000) * 1000), top)
+
+
+def levels(audio: np.ndarray, rate: int) -> tuple[np.ndarray, float]:
+    """`(bins, frames)` levels of `(samples,)` in dB, and the frequency at which the bins end, Hz."""
     from scipy.signal import stft
 
     _, _, spectrum = stft(audio, rate, nperseg=512 * rate // 16_000 or 1, noverlap=None, padded=True)
-    level = 20 * np.log10(np.abs(spectrum) + 1e-7)
-    level = level[: int(len(level) * min(1.0, 24_000 / rate))]
-    out = io.BytesIO()
-    image.imsave(out, level[::-1], vmin=-20 - SPECTROGRAM_DB, vmax=-20, cmap="magma", format="png")
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    top = min(SPECTROGRAM_TOP, rate / 2)
+    return (20 * np.log10(np.abs(spectrum) + 1e-7))[: max(1, round(len(spectrum) * top / (rate / 2)))], top
+
+
+def spectrogram(audio: np.ndarray, rate: int, highest: float) -> str:
+    """Spectrogram of `(samples,)` up to `highest` Hz as SVG with axes in s and kHz, 80 dB deep."""
+    level, top = levels(audio, rate)
+    figure, (axis,) = new_figure(4.6, 1.9, 1)
+    axis.grid(False)
+    axis.imshow(
+        level,
+        origin="lower",
+        aspect="auto",
+        extent=(0, len(audio) / rate, 0, top / 1000),
+        vmin=FLOOR,
+        vmax=FLOOR + SPECTROGRAM_DB,
+        cmap="magma",
+    )
+    axis.set_ylim(0, highest / 1000)
+    axis.set_xlabel("s", labelpad=0)
+    axis.set_ylabel("kHz")
+    return to_svg(figure)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from q2d2cli.audio import AudioReader
 from q2d2cli.codec import Codec
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.manifests import Item
+from q2d2cli.evaluation.statistics import half_width
 
 Split = tuple[np.ndarray, np.ndarray]
 """Positions of the training and of the test files."""
@@ -80,7 +80,8 @@ def probe(
         progress: called with the number of files done.
 
     Returns:
-        `accuracy` (mean over folds, half width of its 95% interval by Student's t, each fold's),
+        `accuracy` (mean over folds, half width of its 95% interval, a little too narrow since folds share training
+        files, each fold's),
         `chance` (share of the most frequent class), `classes` (files, and share of them that was
         recognized), `groups` (their number or None), what was probed, and `skipped`.
 
@@ -197,13 +198,3 @@ def classify(embeddings: np.ndarray, labels: np.ndarray, splits: Sequence[Split]
         right[test] = model.predict(embeddings[test]) == labels[test]
         scores.append(float(right[test].mean()))
     return right, scores
-
-
-def half_width(scores: Sequence[float]) -> float:
-    """Half width of the 95% interval of the mean of folds, by Student's t.
-
-    Folds share training files, so that it is a little too narrow.
-    """
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, len(scores) - 1) * np.std(scores, ddof=1) / math.sqrt(len(scores)))

@@ -13,12 +13,13 @@ import numpy as np
 import soundfile
 
 from q2d2cli.audio import read_original
-from q2d2cli.errors import Q2D2Error
-from q2d2cli.evaluation.codecs import ChannelSubject, Original, Q2D2Subject, Subject
-from q2d2cli.evaluation.evaluate import Clip, Row, codes_of
+from q2d2cli.evaluation.clips import Clip
+from q2d2cli.evaluation.codecs import ChannelSubject, Q2D2Subject
 from q2d2cli.evaluation.metrics import METRICS
-from q2d2cli.evaluation.plots import channel_quality, distributions, rate_quality, spectrogram, to_svg
-from q2d2cli.evaluation.tables import mean_parts
+from q2d2cli.evaluation.plots import channel_quality, distributions, rate_quality, spectrogram, to_svg, used_band
+from q2d2cli.evaluation.scoring import Row, codes_of
+from q2d2cli.evaluation.subjects import Original, Subject
+from q2d2cli.evaluation.tables import codebook_table, score_table, to_html
 
 EXAMPLE_SECONDS = 10.0
 """At most so much of a clip is put into the report."""
@@ -40,12 +41,48 @@ td small{color:var(--soft);font-size:.8em}td.best{font-weight:650;color:var(--ac
 svg{max-width:100%;height:auto}
 details{border:1px solid var(--line);border-radius:8px;padding:.6rem .9rem;margin:.8rem 0;background:var(--panel)}
 summary{cursor:pointer;font-weight:600}
-.clips{display:grid;grid-template-columns:repeat(auto-fill,minmax(250px,1fr));gap:.9rem}
+.clips{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:.9rem}
 figure{margin:0;background:var(--panel);border:1px solid var(--line);border-radius:8px;overflow:hidden}
-figure img{display:block;width:100%;height:130px;object-fit:fill}
+figure svg{display:block;width:100%}
 figcaption{padding:.5rem .7rem .2rem;font-size:.9rem;font-weight:600}
-figure div{padding:0 .7rem;color:var(--soft);font-size:.8rem;min-height:1.3em}
+figure .scores{padding:0 .7rem;color:var(--soft);font-size:.8rem;min-height:1.3em}
+caption{text-align:left;color:var(--soft);padding:.4rem .7rem}
+.switch{display:flex;flex-wrap:wrap;gap:.4rem;margin:.2rem 0 .8rem}
+button{font:inherit;font-size:.9rem;color:inherit;background:var(--panel);border:1px solid var(--line);border-radius:6px
+;padding:.25rem .7rem;cursor:pointer}
+button.on{border-color:var(--accent);color:var(--accent);font-weight:600}
+figure.on{border-color:var(--accent)}
 audio{display:block;width:calc(100% - 1.4rem);margin:.4rem .7rem .7rem;height:34px}
+"""
+
+
+SCRIPT = """
+for (const example of document.querySelectorAll(".example")) {
+  const players = [...example.querySelectorAll("audio")];
+  const buttons = [...example.querySelectorAll("button")];
+  let current = null;
+  const mark = () => players.forEach((player, i) => {
+    buttons[i].classList.toggle("on", player === current);
+    buttons[i].setAttribute("aria-pressed", player === current);
+    player.closest("figure").classList.toggle("on", player === current);
+  });
+  // The one that plays hands its place to the next and stops.
+  const take = next => {
+    if (current && current !== next) {
+      const place = current.currentTime;
+      current.pause();
+      const seek = () => { next.currentTime = Math.min(place, next.duration || place); };
+      next.readyState ? seek() : next.addEventListener("loadedmetadata", seek, {once: true});
+    }
+    current = next;
+    mark();
+  };
+  players.forEach((player, i) => {
+    player.addEventListener("play", () => { if (player !== current) take(player); });
+    buttons[i].addEventListener("click", () => { take(player); player.play(); });
+  });
+  mark();
+}
 """
 
 
@@ -65,11 +102,13 @@ def write_report(
     """
     parts = [
         f"<h1>{len(result['codecs'])} codecs, {result['files']} clips</h1>",
-        f"<p>{result['minutes']} minutes of audio. Mean and 95% interval over clips; n is the number of clips for "
-        "which a metric is defined. Bit rates are those of the coded audio without headers.</p>",
+        f"<p>{result['minutes']} minutes of audio. Means over clips with their 95% intervals; n is the number "
+        "of clips for which a metric is defined, where that is not all. Bold is what is better than every other codec "
+        "by more than both intervals. Bit rates are those of the coded audio without headers; tokens per frame are "
+        "the papers' N<sub>q</sub>, the number of codebooks that each frame takes a token of.</p>",
         *[f"<p><strong>Skipped:</strong> {html.escape(reason)}</p>" for reason in result["skipped"][:20]],
         *[f"<p><strong>Failed:</strong> {html.escape(r)}</p>" for c in result["codecs"] for r in c["failed"][:5]],
-        table(result, "all"),
+        to_html(score_table(result)),
     ]
     if (figure := rate_quality(result)) is not None:
         parts += ["<h2>Quality against bit rate</h2>", f'<div class="scroll">{to_svg(figure)}</div>']
@@ -90,9 +129,10 @@ def write_report(
     if datasets:
         parts.append("<h2>By dataset</h2>")
         parts += [
-            f"<details><summary>{html.escape(name)}</summary>{table(result, name)}</details>" for name in datasets
+            f"<details><summary>{html.escape(name)}</summary>{to_html(score_table(result, [name]))}</details>"
+            for name in datasets
         ]
-    parts += [codebook_table(result), examples(result, rows, subjects, clips)]
+    parts += [codebooks(result), examples(result, rows, subjects, clips)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Speech codecs compared</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -100,86 +140,10 @@ def write_report(
     )
 
 
-def table(result: dict[str, Any], dataset: str) -> str:
-    """One dataset's table, the best codec of each metric marked."""
-    metrics = result["metrics"]
-    best: dict[str, float] = {}
-    for name in metrics:
-        means = [
-            mean
-            for codec in result["codecs"]
-            if codec["identity"] != "original" and (mean := codec["datasets"][dataset][name]["mean"]) is not None
-        ]
-        if len(means) > 1:
-            best[name] = max(means) if METRICS[name].higher_is_better else min(means)
-    speed = any("rtf_encode" in codec for codec in result["codecs"])
-    heads = ["codec", "kbit/s", "N<sub>q</sub>", "tokens/s", *[html.escape(METRICS[m].title) for m in metrics], "n"]
-    heads += ["encode RTF", "decode RTF", "memory, MB"] if speed else []
-    lines = []
-    for codec in result["codecs"]:
-        entry = codec["datasets"].get(dataset)
-        if entry is None:
-            continue
-        cells = [f"<td>{html.escape(codec['name'])}</td>"]
-        cells += [f"<td>{c}</td>" for c in codec_cells(codec)]
-        for name in metrics:
-            mark = ' class="best"' if entry[name]["mean"] is not None and entry[name]["mean"] == best.get(name) else ""
-            cells.append(f"<td{mark}>{metric_cell(entry[name], METRICS[name].decimals, entry['files'])}</td>")
-        cells.append(f"<td>{entry['files']}</td>")
-        if speed:
-            cells += [
-                f"<td>{number(codec.get(key), digits)}</td>"
-                for key, digits in (("rtf_encode", 4), ("rtf_decode", 4), ("memory_mb", 0))
-            ]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{h}</th>" for h in heads)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-
-
-def codec_cells(codec: dict[str, Any]) -> list[str]:
-    """Bit rate, tokens per frame and per second."""
-    rate = codec["bit_rate"]
-    return [
-        number(None if rate is None else rate / 1000, 2),
-        number(codec["num_quantizers"], 0),
-        number(codec["tokens_per_second"], 1),
-    ]
-
-
-def metric_cell(entry: dict[str, Any], decimals: int, files: int) -> str:
-    """The parts of a mean as HTML."""
-    mean, *rest = mean_parts(entry, decimals, files)
-    return " ".join([mean, *(f"<small>{part}</small>" for part in rest if part)])
-
-
-def number(value: float | None, decimals: int) -> str:
-    """A number, or a dash."""
-    return "–" if value is None else f"{value:.{decimals}f}"
-
-
-def codebook_table(result: dict[str, Any]) -> str:
+def codebooks(result: dict[str, Any]) -> str:
     """How q2d2's models use their codebooks; empty if there are none."""
-    lines = []
-    for codec in result["codecs"]:
-        if "pair_entropy" not in codec:
-            continue
-        for pair, (entropy, most, used) in enumerate(
-            zip(codec["pair_entropy"], codec["pair_entropy_max"], codec["pair_utilization"], strict=True)
-        ):
-            lines.append(
-                f"<tr><td>{html.escape(codec['name'])}, pair {pair}</td><td>{entropy:.2f} of {most:.2f}</td>"
-                f"<td>{100 * entropy / most:.0f}%</td><td>{100 * used:.1f}%</td></tr>"
-            )
-        lines.append(
-            f"<tr><td>{html.escape(codec['name'])}, whole codebook</td><td></td><td></td>"
-            f"<td>{codec['codebook_seen']} of {codec['codebook_size']} in {codec['frames']} frames</td></tr>"
-        )
-    if not lines:
-        return ""
-    return (
-        "<h2>Use of the codebook</h2><div class=scroll><table><thead><tr><th>pair</th><th>entropy, bits</th><th>of the "
-        f"most</th><th>points used</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
+    tables = [to_html(codebook_table(codec)) for codec in result["codecs"] if "pair_entropy" in codec]
+    return "".join(["<h2>Use of the codebook</h2>", *tables]) if tables else ""
 
 
 def pick_examples(metric: str, codec: str, rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -209,12 +173,14 @@ def examples(result: dict[str, Any], rows: Sequence[Row], subjects: Sequence[Sub
         "<h2>Listen</h2>",
         f"<p>The clips for which {html.escape(leader.name)} has the best, the median and the worst "
         f"{html.escape(METRICS[metric].title)}, of those longer than a second; the first {EXAMPLE_SECONDS:.0f} s "
-        "of each. Spectrograms reach to 12 kHz.</p>",
+        "of each. The buttons switch while it plays, at the same place. Spectrograms end where the recording does, at "
+        "most at 12 kHz.</p>",
     ]
     for title, name in pick_examples(metric, leader.identity, rows):
         audio, rate = read_original(by_name[name].path)
         audio = audio[: int(EXAMPLE_SECONDS * rate)]
-        cards = [card("recording", "", audio, rate)]
+        band = used_band(audio, rate)
+        cards, titles = [card("recording", "", audio, rate, band)], ["recording"]
         for subject in ranked:
             row = next(r for r in rows if r["codec"] == subject.identity and r["clip"] == name)
             scores = " · ".join(
@@ -222,11 +188,17 @@ def examples(result: dict[str, Any], rows: Sequence[Row], subjects: Sequence[Sub
             )
             try:
                 decoded = example(subject, row, audio, rate)
-            except Q2D2Error:
+            except Exception:  # told where it was scored
                 continue
-            cards.append(card(subject.name, scores, decoded, rate))
-        parts.append(f'<h3>{title}: {html.escape(name)}</h3><div class="clips">{"".join(cards)}</div>')
-    return "".join(parts)
+            cards.append(card(subject.name, scores, decoded, rate, band))
+            titles.append(subject.name)
+        buttons = "".join(f'<button type="button">{html.escape(title)}</button>' for title in titles)
+        parts.append(
+            f'<h3>{title}: {html.escape(name)}</h3><div class="example"><div class="switch" role="group" '
+            f'aria-label="Switch between recording and codecs">{buttons}</div>'
+            f'<div class="clips">{"".join(cards)}</div></div>'
+        )
+    return "".join([*parts, f"<script>{SCRIPT}</script>"])
 
 
 def example(subject: Subject, row: Row, audio: np.ndarray, rate: int) -> np.ndarray:
@@ -237,14 +209,15 @@ def example(subject: Subject, row: Row, audio: np.ndarray, rate: int) -> np.ndar
     return subject.reconstruct(audio, rate, Path(row["clip"])).audio
 
 
-def card(title: str, scores: str, audio: np.ndarray, rate: int) -> str:
-    """One player under its spectrogram."""
+def card(title: str, scores: str, audio: np.ndarray, rate: int, band: float) -> str:
+    """One player under its spectrogram, which ends at `band` Hz."""
     out = io.BytesIO()
     soundfile.write(out, audio, rate, format="FLAC", subtype="PCM_16")
     source = "data:audio/flac;base64," + base64.b64encode(out.getvalue()).decode()
     name = html.escape(title)
     return (
-        f'<figure><img src="{spectrogram(audio, rate)}" alt="Spectrogram: {name}"><figcaption>{name}</figcaption>'
-        f"<div>{html.escape(scores)}</div>"
-        f'<audio controls preload="none" src="{source}" aria-label="{name}"></audio></figure>'
+        f'<figure><div class="picture" role="img" aria-label="Spectrogram: {name}">{spectrogram(audio, rate, band)}'
+        f"</div><figcaption>{name}</figcaption>"
+        f"<div class=scores>{html.escape(scores)}</div>"
+        f'<audio controls preload="auto" src="{source}" aria-label="{name}"></audio></figure>'
     )

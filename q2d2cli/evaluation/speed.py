@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from q2d2cli.errors import Q2D2Error
-from q2d2cli.evaluation.codecs import CodecSubject, ToolSubject, open_subject
+from q2d2cli.evaluation.codecs import ToolSubject, open_subject
+from q2d2cli.evaluation.subjects import CodecSubject
 
 SECONDS = 30.0
 """Audio that is timed."""
@@ -49,12 +50,15 @@ def run(spec: str, device: str, audio: np.ndarray, rate: int) -> dict[str, float
     assert isinstance(subject, CodecSubject)
     seconds = len(audio) / rate
     subject.decode(subject.encode(audio[: rate * 2], rate), rate, min(len(audio), rate * 2))
+    finish(device)
     encode, decode = [], []
     for _ in range(REPEATS):
         started = time.perf_counter()
         encoded = subject.encode(audio, rate)
+        finish(device)
         between = time.perf_counter()
         subject.decode(encoded, rate, len(audio))
+        finish(device)
         encode.append(between - started)
         decode.append(time.perf_counter() - between)
     memory = None if isinstance(subject, ToolSubject) else peak_memory(device)
@@ -63,6 +67,19 @@ def run(spec: str, device: str, audio: np.ndarray, rate: int) -> dict[str, float
         "rtf_decode": round(min(decode) / seconds, 5),
         "memory_mb": None if memory is None else round(memory, 1),
     }
+
+
+def finish(device: str) -> None:
+    """Wait until a GPU has done what it was given: its work goes on after the call that asked for it."""
+    import torch
+
+    from q2d2cli.codec import pick_device
+
+    target = pick_device(device)
+    if target.type == "cuda":
+        torch.cuda.synchronize(target)
+    elif target.type == "mps":
+        torch.mps.synchronize()
 
 
 def peak_memory(device: str) -> float | None:

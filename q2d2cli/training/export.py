@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from q2d2cli import checkpoints
 from q2d2cli.errors import UsageError
 from q2d2cli.evaluation.plots import to_svg, validation_curve
-from q2d2cli.evaluation.tables import by_codec, by_dataset
+from q2d2cli.evaluation.tables import dataset_table, score_table, to_markdown
 from q2d2cli.files import atomic_output
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.training.config import CONFIG_NAME as RUN_CONFIG_NAME
@@ -150,13 +150,13 @@ def add_card(folder: Path, cost: Cost, measured: dict[str, Any], command: str, n
     Args:
         folder: the checkpoint.
         cost: what training took.
-        measured: result of `evaluation.evaluate.sum_up`, the model its first codec.
+        measured: result of `evaluation.summary.sum_up`, the model its first codec.
         command: how to measure it again.
         notes: Markdown on data, licences and limits, appended to the card.
     """
     checkpoint = checkpoints.open_checkpoint(folder)
     scores = measured["codecs"][0]["datasets"]["all"]
-    metrics = {name: scores[name]["mean"] for name in measured["metrics"]}
+    metrics = {name: mean for name in measured["metrics"] if (mean := scores[name]["mean"]) is not None}
     checkpoints.write_config(folder, checkpoint.config, metrics)
     card = model_card(folder, checkpoint.config, checkpoint.weights.stat().st_size, cost, measured, command, notes)
     with atomic_output(folder / checkpoints.CARD_NAME) as file:
@@ -194,11 +194,11 @@ def model_card(
 On speakers never trained on: {measured["files"]} files, {measured["minutes"]} minutes.
 Mean and 95% interval over files, metrics at 16 kHz, PESQ wide-band.{PESQ_NOTE if on_pesq else ""}
 
-{by_dataset(measured, own)}
+{to_markdown(dataset_table(measured, own))}
 
 The same files through other codecs:
 
-{by_codec(measured)}
+{to_markdown(score_table(measured, brief=True))}
 
 | pair | points | entropy | points used |
 |---|---|---|---|

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from q2d2cli.audio import read_mono
-from q2d2cli.evaluation.evaluate import summarize
 from q2d2cli.evaluation.metrics import score
+from q2d2cli.evaluation.statistics import summarize
 
 CLIP_SECONDS = 10.0
 """At most so much of a recording is heard at a validation."""
