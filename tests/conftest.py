@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch
 import yaml
 
 from q2d2cli import Codec, checkpoints
+from q2d2cli import __main__ as main
 from q2d2cli.models.config import ModelConfig, QuantizerConfig, SpectralEncoderConfig, VocosDecoderConfig
 from q2d2cli.models.model import CodecModel
 
@@ -44,6 +47,22 @@ def run(tmp_path: Path) -> Run:
         )
 
     return command
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """The command in this process: it does the same there, and that saves seconds."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def command(*arguments: str | Path, **_: Any) -> subprocess.CompletedProcess[bytes]:
+        monkeypatch.setattr(sys, "argv", ["q2d2", *map(str, arguments)])
+        capfd.readouterr()
+        code = main.run()
+        printed = capfd.readouterr()
+        return subprocess.CompletedProcess(sys.argv, code, printed.out.encode(), printed.err.encode())
+
+    yield command
+    signal.signal(signal.SIGTERM, handler)
 
 
 TINY = ModelConfig(

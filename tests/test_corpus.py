@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +18,20 @@ import pyarrow.parquet
 import pytest
 import soundfile
 from conftest import ROOT, Run
+from corpus_parts import RATE, rows_of, write_clips
 from hypothesis import given
 from hypothesis import strategies as st
 
 from q2d2cli import Codec
-from q2d2cli import __main__ as main
 from q2d2cli.corpus.folder import TokenFolder, locked
 from q2d2cli.corpus.formats import FORMATS
 from q2d2cli.corpus.vocabulary import Vocabulary
 from q2d2cli.quantizers.spec import QuantizerSpec
 
-RATE = 16_000
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """The command in this process: it does the same there, and that saves seconds."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def command(*arguments: str | Path, **_: Any) -> subprocess.CompletedProcess[bytes]:
-        monkeypatch.setattr(sys, "argv", ["q2d2", *map(str, arguments)])
-        capfd.readouterr()
-        code = main.run()
-        printed = capfd.readouterr()
-        return subprocess.CompletedProcess(sys.argv, code, printed.out.encode(), printed.err.encode())
-
-    yield command
-    signal.signal(signal.SIGTERM, handler)
-
-
-def write_clips(folder: Path, audio: np.ndarray, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Short clips of different lengths in two folders; returns what a reader will find."""
-    rng = np.random.default_rng(seed)
-    clips = {}
-    for number in range(count):
-        name = f"{'ab'[number % 2]}/clip-{number:03}"
-        start, length = rng.integers(0, 100_000), rng.integers(200, 9000)
-        path = folder / f"{name}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, audio[start : start + length], RATE)
-        clips[name] = soundfile.read(path, dtype="float32")[0]
-    return clips
-
 
 @pytest.fixture
 def corpus(tmp_path: Path, clip: tuple[np.ndarray, int]) -> tuple[Path, dict[str, np.ndarray]]:
     return tmp_path / "corpus", write_clips(tmp_path / "corpus", clip[0], 8)
-
-
-def rows_of(folder: Path) -> dict[str, Any]:
-    """All rows of an output, and that none is there twice."""
-    tokens = TokenFolder(folder)
-    rows = [row for record in tokens.records.values() for row in tokens.format.read(f"shard-{record.unit:06}")]
-    assert len({row.id for row in rows}) == len(rows)
-    return {row.id: row for row in rows}
 
 
 def read_parquet(folder: Path) -> dict[str, np.ndarray]:
@@ -113,12 +72,12 @@ READERS = {"parquet": read_parquet, "webdataset": read_webdataset, "megatron": r
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_others_read_the_ids_that_each_clip_has_alone(
-    run: Run, tmp_path: Path, tiny: Path, tiny_codec: Codec, corpus: tuple[Path, dict[str, np.ndarray]], name: str
+    call: Run, tmp_path: Path, tiny: Path, tiny_codec: Codec, corpus: tuple[Path, dict[str, np.ndarray]], name: str
 ) -> None:
     folder, clips = corpus
     out, wavs = tmp_path / "out", tmp_path / "wavs"
     command = ["tokenize", folder, "--out", out, "--model", tiny, "--format", name, "--shard-clips", "3"]
-    result = run(*command, "--json")
+    result = call(*command, "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["clips"] == len(clips)
     found = READERS[name](out)
@@ -127,22 +86,22 @@ def test_others_read_the_ids_that_each_clip_has_alone(
     assert found.keys() == clips.keys()
     for key, ids in found.items():
         np.testing.assert_array_equal(ids, vocabulary.to_ids(alone[key].indices[0].numpy()))
-    assert run("tokenize", "--verify", out).returncode == 0
-    again = run("tokenize", "--verify", "100%", out, "--json")
+    assert call("tokenize", "--verify", out).returncode == 0
+    again = call("tokenize", "--verify", "100%", out, "--json")
     assert (again.returncode, json.loads(again.stdout)["encoded_again"]) == (0, len(clips))
-    assert run("detokenize", out, "--out", wavs).returncode == 0
+    assert call("detokenize", out, "--out", wavs).returncode == 0
     for key, samples in clips.items():
         audio, rate = soundfile.read(wavs / f"{key}.wav", dtype="float32")
         assert (len(audio), rate) == (len(samples), RATE)
         np.testing.assert_allclose(audio, tiny_codec.decode(alone[key])[0].numpy().clip(-1, 1), atol=1e-4)
 
 
-def test_metadata_say_how_to_undo_the_ids(run: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, Any]) -> None:
+def test_metadata_say_how_to_undo_the_ids(call: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, Any]) -> None:
     folder, _ = corpus
     for ids in ("pair", "frame"):
         out = tmp_path / ids
-        assert run("tokenize", folder, "--out", out, "--model", tiny, "--ids", ids).returncode == 0
-        assert run("tokenize", "--verify", out).returncode == 0
+        assert call("tokenize", folder, "--out", out, "--model", tiny, "--ids", ids).returncode == 0
+        assert call("tokenize", "--verify", out).returncode == 0
     pair = pyarrow.parquet.read_table(tmp_path / "pair" / "data" / "shard-000000.parquet")
     frame = pyarrow.parquet.read_table(tmp_path / "frame" / "data" / "shard-000000.parquet")
     about = json.loads(pair.schema.metadata[b"q2d2"])
@@ -157,7 +116,7 @@ def test_metadata_say_how_to_undo_the_ids(run: Run, tmp_path: Path, tiny: Path, 
 
 
 def test_what_manifests_know_is_taken_along(
-    run: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, dict[str, np.ndarray]]
+    call: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, dict[str, np.ndarray]]
 ) -> None:
     folder, clips = corpus
     nemo = folder / "nemo.jsonl"
@@ -172,7 +131,7 @@ def test_what_manifests_know_is_taken_along(
         writer.writerows([f"{name}.wav", name[0], 'with "quotes",\nand lines'] for name in clips)
     for inputs in ([nemo], [folder, "--manifest", nemo], [nemo, "--manifest", table], [folder, "--manifest", table]):
         out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
-        assert run("tokenize", *inputs, "--out", out, "--model", tiny).returncode == 0
+        assert call("tokenize", *inputs, "--out", out, "--model", tiny).returncode == 0
         rows = rows_of(out)
         assert rows.keys() == clips.keys()
         for name, row in rows.items():
@@ -185,13 +144,13 @@ def test_what_manifests_know_is_taken_along(
 
 
 def test_parts_of_a_file_by_offset_and_duration(
-    run: Run, tmp_path: Path, tiny: Path, tiny_codec: Codec, clip: tuple[np.ndarray, int]
+    call: Run, tmp_path: Path, tiny: Path, tiny_codec: Codec, clip: tuple[np.ndarray, int]
 ) -> None:
     soundfile.write(tmp_path / "long.wav", clip[0], RATE)
     parts = [(0.0, 0.5), (1.25, 0.3), (9.0, None), (9.9, 5.0), (11.0, None)]
     lines = [{"audio_filepath": "long.wav", "offset": start, "duration": length} for start, length in parts]
     (tmp_path / "m.json").write_text("\n".join(json.dumps(line) for line in lines))
-    result = run("tokenize", tmp_path / "m.json", "--out", tmp_path / "out", "--model", tiny)
+    result = call("tokenize", tmp_path / "m.json", "--out", tmp_path / "out", "--model", tiny)
     assert result.returncode == 1
     assert result.stderr.count(b"ends at 10.09 s") == 2
     rows = list(rows_of(tmp_path / "out").values())
@@ -204,11 +163,11 @@ def test_parts_of_a_file_by_offset_and_duration(
 
 
 def test_long_files_are_encoded_as_they_are_read(
-    run: Run, tmp_path: Path, tiny: Path, tiny_codec: Codec, clip: tuple[np.ndarray, int]
+    call: Run, tmp_path: Path, tiny: Path, tiny_codec: Codec, clip: tuple[np.ndarray, int]
 ) -> None:
     audio = np.tile(clip[0], 13)  # 131 s
     soundfile.write(tmp_path / "long.flac", np.stack([audio, 0.5 * audio], axis=1), RATE)
-    assert run("tokenize", tmp_path / "long.flac", "--out", tmp_path / "out", "--model", tiny).returncode == 0
+    assert call("tokenize", tmp_path / "long.flac", "--out", tmp_path / "out", "--model", tiny).returncode == 0
     stored = soundfile.read(tmp_path / "long.flac", dtype="float32")[0].mean(axis=1)
     expected = tiny_codec.encode(stored, RATE).indices[0].numpy()
     np.testing.assert_array_equal(
@@ -231,12 +190,12 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("name", "kills"), [("parquet", 2), ("npy", 1)])
 def test_killed_it_goes_on_where_it_stopped(
-    run: Run, tmp_path: Path, tiny: Path, clip: tuple[np.ndarray, int], name: str, kills: int
+    call: Run, tmp_path: Path, tiny: Path, clip: tuple[np.ndarray, int], name: str, kills: int
 ) -> None:
     write_clips(tmp_path / "corpus", clip[0], 60)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = ["--model", tiny, "--format", name, "--shard-clips", "2", "--quiet"]
-    assert run("tokenize", tmp_path / "corpus", "--out", whole, *options).returncode == 0
+    assert call("tokenize", tmp_path / "corpus", "--out", whole, *options).returncode == 0
     for number in range(1, kills + 1):
         process = start("tokenize", tmp_path / "corpus", "--out", killed, *options)
         manifest = killed / "manifest.jsonl"
@@ -247,16 +206,16 @@ def test_killed_it_goes_on_where_it_stopped(
     lines = manifest.read_bytes()
     manifest.write_bytes(lines + b'{"kind": "shard", "un')  # killed while it wrote a line
     (killed / "data" / ".shard-000029.parquet.x.partial").write_bytes(b"half")
-    assert run("tokenize", "--verify", killed).returncode == 1 or b"finished" in lines
-    assert run("tokenize", tmp_path / "corpus", "--out", killed, *options).returncode == 0
+    assert call("tokenize", "--verify", killed).returncode == 1 or b"finished" in lines
+    assert call("tokenize", tmp_path / "corpus", "--out", killed, *options).returncode == 0
     assert files_of(killed) == files_of(whole)
-    assert run("tokenize", "--verify", killed).returncode == 0
+    assert call("tokenize", "--verify", killed).returncode == 0
     assert manifest.read_bytes().startswith(lines)  # nothing was done twice
     assert set(manifest.read_bytes().splitlines()[1:]) == set((whole / "manifest.jsonl").read_bytes().splitlines()[1:])
 
 
 def test_bad_clips_are_named_and_the_others_are_there(
-    run: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, dict[str, np.ndarray]]
+    call: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, dict[str, np.ndarray]]
 ) -> None:
     folder, clips = corpus
     (folder / "broken.wav").write_bytes(b"RIFF")
@@ -265,7 +224,7 @@ def test_bad_clips_are_named_and_the_others_are_there(
     lines += ['{"path": "missing.wav"}', '{"path": "broken.wav"', '{"text": "no path"}', "[]"]
     lines += ['{"path": "broken.wav"}', '{"path": "nan.wav"}', lines[0], '{"path": "a/clip-000.wav", "offset": "x"}']
     (folder / "m.jsonl").write_text("\n".join(lines))
-    result = run("tokenize", folder / "m.jsonl", "--out", tmp_path / "out", "--model", tiny)
+    result = call("tokenize", folder / "m.jsonl", "--out", tmp_path / "out", "--model", tiny)
     assert result.returncode == 1
     words = result.stderr.decode()
     for reason in (
@@ -282,27 +241,27 @@ def test_bad_clips_are_named_and_the_others_are_there(
     assert "Traceback" not in words
     assert rows_of(tmp_path / "out").keys() == clips.keys()
     assert len(TokenFolder(tmp_path / "out").records[0].rejected) == 8
-    assert run("tokenize", "--verify", tmp_path / "out").returncode == 0
+    assert call("tokenize", "--verify", tmp_path / "out").returncode == 0
 
 
-def test_files_that_differ_in_their_suffix_only(run: Run, tmp_path: Path, tiny: Path) -> None:
+def test_files_that_differ_in_their_suffix_only(call: Run, tmp_path: Path, tiny: Path) -> None:
     for name in ("x.wav", "x.flac", "y.wav"):
         soundfile.write(tmp_path / name, np.zeros(500), RATE)
-    assert run("tokenize", tmp_path, "--out", tmp_path / "out", "--model", tiny).returncode == 0
+    assert call("tokenize", tmp_path, "--out", tmp_path / "out", "--model", tiny).returncode == 0
     assert rows_of(tmp_path / "out").keys() == {"x.wav", "x.flac", "y"}
 
 
 def test_checks_find_what_is_damaged(
-    run: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, dict[str, np.ndarray]]
+    call: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, dict[str, np.ndarray]]
 ) -> None:
     folder, _ = corpus
     out = tmp_path / "out"
-    assert run("tokenize", folder, "--out", out, "--model", tiny, "--shard-clips", "3").returncode == 0
+    assert call("tokenize", folder, "--out", out, "--model", tiny, "--shard-clips", "3").returncode == 0
     shard, manifest = out / "data" / "shard-000001.parquet", out / "manifest.jsonl"
     good, lines = shard.read_bytes(), manifest.read_bytes()
 
     def problem() -> str:
-        result = run("tokenize", "--verify", out)
+        result = call("tokenize", "--verify", out)
         assert result.returncode == 1
         return result.stderr.decode()
 
@@ -326,21 +285,21 @@ def test_checks_find_what_is_damaged(
     # The advice works: without its line a shard is made again.
     shard.write_bytes(b"")
     manifest.write_bytes(b"".join(line for line in lines.splitlines(True) if b'"unit": 1' not in line))
-    assert run("tokenize", folder, "--out", out, "--model", tiny, "--shard-clips", "3").returncode == 0
+    assert call("tokenize", folder, "--out", out, "--model", tiny, "--shard-clips", "3").returncode == 0
     assert shard.read_bytes() == good
-    assert run("tokenize", "--verify", out).returncode == 0
+    assert call("tokenize", "--verify", out).returncode == 0
     # Other recordings under the same names give other ids.
     for path in folder.rglob("*.wav"):
         soundfile.write(path, soundfile.read(path)[0][::-1], RATE)
-    result = run("tokenize", "--verify", "1%", out)
+    result = call("tokenize", "--verify", "1%", out)
     assert result.returncode == 1
     assert b"gives other ids now" in result.stderr
 
 
-def test_ids_outside_the_vocabulary(run: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, Any]) -> None:
+def test_ids_outside_the_vocabulary(call: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, Any]) -> None:
     folder, clips = corpus
     out = tmp_path / "out"
-    assert run("tokenize", folder, "--out", out, "--model", tiny).returncode == 0
+    assert call("tokenize", folder, "--out", out, "--model", tiny).returncode == 0
     shard = out / "data" / "shard-000000.parquet"
     table = pyarrow.parquet.read_table(shard)
     codes = table.column("codes").to_pylist()
@@ -350,8 +309,8 @@ def test_ids_outside_the_vocabulary(run: Run, tmp_path: Path, tiny: Path, corpus
     field = table.schema.field("codes")
     pyarrow.parquet.write_table(table.set_column(1, field, pyarrow.array(codes, field.type)), shard)
     for command in (["detokenize", out, "--out", tmp_path / "wavs"], ["tokenize", "--verify", out]):
-        assert run(*command).returncode == 1
-    words = run("detokenize", out, "--out", tmp_path / "wavs").stderr.decode()
+        assert call(*command).returncode == 1
+    words = call("detokenize", out, "--out", tmp_path / "wavs").stderr.decode()
     names = sorted(clips)
     assert f"clip {names[0]}: id 60000 at position 3 is outside the vocabulary" in words
     assert f"clip {names[1]}: ids of shape" in words
@@ -359,17 +318,17 @@ def test_ids_outside_the_vocabulary(run: Run, tmp_path: Path, tiny: Path, corpus
     assert len(list((tmp_path / "wavs").rglob("*.wav"))) == len(clips) - 3
 
 
-def test_a_clip_cannot_be_written_elsewhere(run: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, Any]) -> None:
+def test_a_clip_cannot_be_written_elsewhere(call: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, Any]) -> None:
     (tmp_path / "m.jsonl").write_text(json.dumps({"path": "corpus/a/clip-000.wav", "id": "../../evil"}))
     for name in ("parquet", "npy"):
         assert (
-            run("tokenize", tmp_path / "m.jsonl", "-o", tmp_path / name, "-m", tiny, "--format", name).returncode == 0
+            call("tokenize", tmp_path / "m.jsonl", "-o", tmp_path / name, "-m", tiny, "--format", name).returncode == 0
         )
-        assert run("detokenize", tmp_path / name, "-o", tmp_path / name / "wavs").returncode == 0
+        assert call("detokenize", tmp_path / name, "-o", tmp_path / name / "wavs").returncode == 0
         assert (tmp_path / name / "wavs" / "evil.wav").exists()
 
 
-def test_what_cannot_be_done_ends_in_one_line(run: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, Any]) -> None:
+def test_what_cannot_be_done_ends_in_one_line(call: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, Any]) -> None:
     folder, _ = corpus
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.txt").write_text("\n")
@@ -389,28 +348,28 @@ def test_what_cannot_be_done_ends_in_one_line(run: Run, tmp_path: Path, tiny: Pa
         (["detokenize", out, "--out", tmp_path / "w"], "has no manifest.jsonl"),
     ]
     for command, words in cases:
-        result = run(*command, *(["--model", tiny] if command[0] == "tokenize" else []))
+        result = call(*command, *(["--model", tiny] if command[0] == "tokenize" else []))
         assert result.returncode == 2, command
         assert words in result.stderr.decode()
         assert result.stderr.count(b"\n") == 1
     assert not out.exists()
-    assert run("tokenize", folder, "-o", out, "-m", tiny).returncode == 0
+    assert call("tokenize", folder, "-o", out, "-m", tiny).returncode == 0
     for options, words in (
         (["--ids", "frame"], "was begun with other ids"),
         (["--format", "npy"], "was begun with another format"),
         (["--shard-clips", "5"], "was begun with another corpus"),
     ):
-        result = run("tokenize", folder, "-o", out, "-m", tiny, *options)
+        result = call("tokenize", folder, "-o", out, "-m", tiny, *options)
         assert (result.returncode, words in result.stderr.decode()) == (2, True)
     (folder / "more.wav").write_bytes((folder / "a" / "clip-000.wav").read_bytes())
-    assert b"a corpus that has changed" in run("tokenize", folder, "-o", out, "-m", tiny).stderr
+    assert b"a corpus that has changed" in call("tokenize", folder, "-o", out, "-m", tiny).stderr
     with locked(out):
-        result = run("tokenize", folder, "-o", out, "-m", tiny)
+        result = call("tokenize", folder, "-o", out, "-m", tiny)
     assert result.returncode == 2
     assert b"another q2d2 tokenize is writing to" in result.stderr
 
 
-def test_a_full_disk_leaves_what_was_whole(run: Run, tmp_path: Path, tiny: Path, clip: tuple[np.ndarray, int]) -> None:
+def test_a_full_disk_leaves_what_was_whole(call: Run, tmp_path: Path, tiny: Path, clip: tuple[np.ndarray, int]) -> None:
     write_clips(tmp_path / "corpus", clip[0], 5)
     soundfile.write(tmp_path / "corpus" / "b" / "long.wav", np.tile(clip[0], 4), RATE)
     command = ["tokenize", tmp_path / "corpus", "--out", tmp_path / "out", "--model", tiny, "--shard-clips", "2"]
@@ -427,7 +386,7 @@ def test_a_full_disk_leaves_what_was_whole(run: Run, tmp_path: Path, tiny: Path,
     assert b"Traceback" not in process.stderr
     assert not list((tmp_path / "out").rglob("*.partial"))
     assert len(TokenFolder(tmp_path / "out").records) == 2
-    assert run(*command).returncode == 0
+    assert call(*command).returncode == 0
     assert len(rows_of(tmp_path / "out")) == 6
 
 
