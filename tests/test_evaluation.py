@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import os
 import re
 import shutil
+import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +26,13 @@ from q2d2cli.container.packing import pack
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.clips import find_clips, spread
 from q2d2cli.evaluation.codecs import open_subject
-from q2d2cli.evaluation.metrics import METRICS, score
-from q2d2cli.evaluation.plots import rate_quality
+from q2d2cli.evaluation.metrics import METRICS, basis, score
+from q2d2cli.evaluation.plots import rate_quality, spectrogram, used_band
 from q2d2cli.evaluation.report import example
-from q2d2cli.evaluation.scoring import score_clip
+from q2d2cli.evaluation.scoring import is_current, score_clip
 from q2d2cli.evaluation.statistics import summarize
+from q2d2cli.evaluation.subjects import CodecSubject, FolderSubject
+from q2d2cli.evaluation.tables import score_table, to_html, to_markdown, to_rich
 
 RATE = 16_000
 
@@ -479,3 +485,146 @@ def test_usage_errors(run: Run, corpus: Path, tmp_path: Path) -> None:
         result = run("eval", source)
         assert result.returncode == 2
         assert result.stderr.decode().count("\n") == 1
+
+
+def test_a_clip_that_breaks_a_metric_or_a_reader_ends_nothing(run: Run, corpus: Path, tmp_path: Path) -> None:
+    (corpus / "b/broken.wav").unlink()
+    degraded = tmp_path / "decoded"
+    shutil.copytree(corpus, degraded)
+    audio, rate = soundfile.read(corpus / "a/one.wav", dtype="float32")
+    soundfile.write(degraded / "a/one.wav", 0 * audio, rate)
+    (degraded / "a/two.wav").write_bytes(b"RIFF")
+    command = (
+        "eval",
+        corpus,
+        degraded,
+        "--metrics",
+        "pesq,stoi,si_sdr,dnsmos,mel,level,lines",
+        "--out",
+        tmp_path / "o",
+    )
+    for jobs in ("2", "1"):  # again, from the state of the first
+        result = run(*command, "-j", jobs)
+        assert result.returncode == 1
+        assert b"Traceback" not in result.stderr
+        assert "two.wav" in result.stderr.decode()
+    data = json.loads((tmp_path / "o/results.json").read_text())
+    (codec,) = data["codecs"]
+    assert codec["datasets"]["all"]["si_sdr"]["n"] == 3  # one.wav, whose decoded file is silent; three and short
+    assert any("two.wav" in reason for reason in codec["failed"])
+    report = (tmp_path / "o/report.html").read_text()
+    assert not re.search(r">[±\s]*nan", report)
+
+
+def test_a_metric_that_raises_is_a_dash_with_its_reason(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speech = soundfile.read(corpus / "a/one.wav", dtype="float32")[0]
+    for broken in (lambda a, b: 1 / 0, lambda a, b: float("nan")):
+        monkeypatch.setitem(METRICS, "lines", replace(METRICS["lines"], score=broken))
+        scored = score(["lines", "stoi"], speech, speech, RATE)
+        assert scored.values["lines"] is None
+        assert scored.values["stoi"] == pytest.approx(1, abs=1e-3)
+        assert set(scored.problems) == {"lines"}
+
+
+def test_what_a_cached_score_depends_on_is_in_its_key(corpus: Path, tmp_path: Path) -> None:
+    degraded = tmp_path / "decoded"
+    shutil.copytree(corpus, degraded)
+    (clip,) = (c for c in find_clips(corpus) if c.path.name == "one.wav")
+    subject = FolderSubject(degraded)
+    (row,) = score_clip(clip, [subject], ["stoi", "si_sdr"])
+    row = json.loads(json.dumps(row))
+    assert is_current(row, clip, subject, ["stoi"])
+    assert is_current(row, clip, subject, ["si_sdr", "stoi"])
+    assert not is_current(row, clip, subject, ["stoi", "pesq"])
+    # What is said counts for the error rate alone.
+    assert is_current(row, replace(clip, text="he said"), subject, ["stoi"])
+    assert basis("wer", "he said") != basis("wer", "she said") != basis("wer", None)
+    # Other decoded audio under the same name, then another recording.
+    for folder in (degraded, corpus):
+        shutil.copy(corpus / "a/two.wav", folder / "a/one.wav")
+        os.utime(folder / "a/one.wav", ns=(1, 1))
+        assert not is_current(row, clip, subject, ["stoi"])
+        (row,) = score_clip(clip, [subject], ["stoi"])
+        assert is_current(row, clip, subject, ["stoi"])
+
+
+def result_of(*codecs: tuple[str, float | None, float | None]) -> dict[str, Any]:
+    """A result with one metric, PESQ, of codecs by name, mean and interval."""
+    entries = [
+        {
+            "name": name,
+            "identity": name,
+            "bit_rate": 1000.0,
+            "num_quantizers": 1,
+            "tokens_per_second": 50.0,
+            "datasets": {"all": {"files": 9, "pesq": {"mean": mean, "interval95": half, "n": 9 if mean else 0}}},
+        }
+        for name, mean, half in codecs
+    ]
+    return {"metrics": ["pesq"], "codecs": entries}
+
+
+@pytest.mark.parametrize(
+    ("codecs", "best"),
+    [
+        ([("a", 2.0, 0.1), ("b", 3.0, 0.1)], "b"),
+        ([("a", 2.9, 0.1), ("b", 3.0, 0.1)], None),  # within the intervals
+        ([("a", 2.0, 0.1), ("b", 3.0, 0.1), ("c", 2.95, 0.2)], None),
+        ([("a", 2.0, None), ("b", 3.0, None)], None),  # of single clips
+        ([("a", 2.0, 0.1)], None),
+        ([("a", None, None), ("b", 3.0, 0.1), ("c", 2.0, 0.1)], "b"),
+        ([("original", 4.5, 0.1), ("b", 3.0, 0.1), ("c", 2.0, 0.1)], "b"),
+    ],
+)
+def test_bold_is_what_is_better_beyond_the_intervals(
+    codecs: list[tuple[str, float | None, float | None]], best: str | None
+) -> None:
+    table = score_table(result_of(*codecs))
+    bold = [row[0].text for row in table.rows if any(cell.best for cell in row)]
+    assert bold == ([best] if best else [])
+    assert to_html(table).count('class="best"') == len(bold) == to_markdown(table).count("**") / 2
+    from rich.console import Console
+
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(to_rich(table))
+    shown = console.export_text()
+    for row in table.rows:
+        for cell in row:
+            assert cell.text in shown
+
+
+def test_spectrograms_have_axes_and_end_where_the_recording_does() -> None:
+    rng = np.random.default_rng(0)
+    narrow = soxr.resample(rng.normal(0, 0.1, 8000), 8000, 48_000).astype(np.float32)
+    wide = rng.normal(0, 0.1, 48_000).astype(np.float32)
+    assert 4000 <= used_band(narrow, 48_000) <= 5000
+    assert used_band(wide, 48_000) == 12_000
+    assert used_band(wide, 16_000) == 8000
+    assert used_band(0 * wide, 48_000) == 1000
+    svg = spectrogram(wide, 48_000, 12_000)
+    assert ">kHz</text>" in svg
+    assert ">s</text>" in svg
+
+
+def test_markers_stay_inside_the_plot() -> None:
+    figure = rate_quality(result_of(("a", 1.0, 0.1), ("b", 4.0, 0.1)))
+    assert figure is not None
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    (low, high), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+    assert low < 1.0 < high * 0.95
+    assert bottom < 0.9
+    assert top > 4.1
+
+
+def test_decoding_is_timed_without_writing_files(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = open_subject(f"q2d2:{tiny}", "cpu")
+    assert isinstance(subject, CodecSubject)
+    speech = soundfile.read(CLIP, dtype="float32")[0][:RATE]
+    whole = subject.reconstruct(speech, RATE, Path("x.wav"))
+    assert whole.size.file_bytes is not None
+    assert whole.size.payload_bits is not None
+    assert 8 * whole.size.file_bytes > whole.size.payload_bits > 0
+    # There is no place for temporary files, and none is asked for.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    np.testing.assert_array_equal(subject.decode(subject.encode(speech, RATE), RATE, len(speech)), whole.audio)
