@@ -24,10 +24,12 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.modules.module import register_module_forward_hook
 
+from q2d2cli.errors import UsageError
 from q2d2cli.models.model import CodecModel
 from q2d2cli.training.config import read_config
-from q2d2cli.training.loop import train
+from q2d2cli.training.loop import make_accelerator, train
 from q2d2cli.training.state import States
+from q2d2cli.training.trainer import Trainer
 from q2d2cli.training.watch import Watch
 
 PLAIN = ("discriminator.start=1", "validate_every=1000", "tensorboard=false")
@@ -165,20 +167,80 @@ def test_nan_in_a_file_that_is_read_by_seeking(run: Run, config: Path, tmp_path:
 
 @pytest.mark.parametrize("start", [0.1, 1.0])
 def test_the_end_is_best_only_if_it_is_or_discriminators_have_run(config: Path, tmp_path: Path, start: float) -> None:
-    # Learning rates that no run survives: it is best in its first steps, as long as the average has the first weights.
-    rates = ("optim.lr=1", "optim.muon_lr=1", "optim.warmup_steps=1")
-    changes = (PLAIN[-1], "validate_every=1", "steps=6", f"discriminator.start={start}", *rates)
-    train(read_config(config, changes), tmp_path / "run", "cpu", None, False, True)
-    validations = [entry for entry in log(tmp_path / "run") if "valid" in entry]
-    assert len(validations) == 6
-    least = math.inf
-    for entry in validations:
-        better = entry["valid"] is not None and entry["valid"] < least
-        assert entry["best"] == (better or (start < 1 and entry is validations[-1])), entry["step"]
-        least = min(least, entry["valid"]) if entry["valid"] is not None else least
-    assert least < validations[-1]["valid"], "a run that must not end well"
-    judges = tmp_path / "run" / "best" / "discriminators.safetensors"
+    out = tmp_path / "run"
+    changes = (PLAIN[-1], "validate_every=4", "steps=8", f"discriminator.start={start}", "discriminator.band.weight=1")
+    train(read_config(config, changes), out, device="cpu", quiet=True)
+    # Learning rates that no run survives, so that its end cannot be best.
+    rates = ("optim.lr=3", "optim.muon_lr=3", "steps=16")
+    train(read_config(config, (*changes, *rates)), out, device="cpu", resume=True, quiet=True)
+    validations = [entry for entry in log(out) if "valid" in entry]
+    assert [entry["step"] for entry in validations] == [4, 8, 12, 16]
+    assert validations[-1]["valid"] > 1.2 * validations[1]["valid"], "configured learning rates count after a resume"
+    assert [entry["best"] for entry in validations] == [True, True, False, start < 1]
+    judges = out / "best" / "discriminators.safetensors"
     assert judges.exists() == (start < 1), "what never learnt to judge is not shipped"
+
+
+def test_learning_rates_of_the_schedules(config: Path) -> None:
+    shares = {}
+    for name, changes in (("cosine", ()), ("constant", ()), ("decay", ("optim.decay=0.5",))):
+        schedule = "cosine" if name == "cosine" else "constant"
+        settings = read_config(config, [*changes, "steps=100", "optim.final_lr=0.1", f"optim.schedule={schedule}"])
+        trainer, shares[name] = Trainer(settings, make_accelerator("cpu")), []
+        for trainer.step in range(0, 101, 10):
+            shares[name].append(trainer.schedule)
+    assert shares["constant"] == [1.0] * 11
+    assert shares["cosine"] == sorted(shares["cosine"], reverse=True)
+    assert shares["decay"][:6] == [1.0] * 6
+    assert shares["decay"][5:] == sorted(set(shares["decay"][5:]), reverse=True)
+    for name in ("cosine", "decay"):
+        assert shares[name][0] == 1
+        assert shares[name][-1] == pytest.approx(0.1)
+    trainer.step, trainer.cooldown = 40, (40, 20)
+    assert (trainer.progress, trainer.schedule) == (0, 1)
+    trainer.step = 60
+    assert (trainer.progress, trainer.schedule) == (1, pytest.approx(0.1))
+
+
+def test_a_run_is_cooled_down_and_goes_on_from_before(run: Run, config: Path, tmp_path: Path) -> None:
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    common = (PLAIN[-1], "discriminator.start=0", "optim.schedule=constant", "validate_every=5", "log_every=4")
+
+    def go_on(folder: Path, steps: int, **options: Any) -> None:
+        train(read_config(config, (*common, f"steps={steps}")), folder, device="cpu", quiet=True, **options)
+
+    def state(folder: Path) -> dict[str, Any]:
+        return torch.load(folder / "state.pt", weights_only=True)
+
+    go_on(out, 10)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    command = ("train", "-c", config, "-o", out, *settings(*common, "steps=1000"), "--cooldown", "8")
+    result = run(*command)
+    assert result.returncode == 2
+    assert "--resume" in one_line(result.stderr)
+    result = run(*command, "--resume")
+    assert result.returncode == 0, result.stderr.decode()
+    cooled = out / "cooldown-10"
+    assert str(cooled / "best") in result.stderr.decode().replace("\n", "")
+    assert {path: path.read_bytes() for path in before} == before, "the run is as it was"
+    validations = [entry for entry in log(cooled) if "valid" in entry]
+    assert [entry["step"] for entry in validations] == [15, 18]
+    assert "d" in log(cooled)[0], "discriminators go on if they had begun"
+    assert (cooled / "best" / "model.safetensors").is_file()
+    assert state(cooled)["step"] == 18
+    rates = [state(folder)["optimizers"]["adamw"]["param_groups"][0]["lr"] for folder in (out, cooled)]
+    assert 0 < rates[1] < 0.2 * rates[0]
+    # It is there: nothing is done again.
+    go_on(out, 1000, resume=True, cooldown=8)
+    assert [entry for entry in log(cooled) if "valid" in entry] == validations
+
+    # The run goes on as if there had been no cool-down.
+    go_on(out, 15, resume=True)
+    go_on(whole, 15)
+    assert all(torch.equal(tensor, state(whole)["model"][name]) for name, tensor in state(out)["model"].items())
+
+    with pytest.raises(UsageError, match=r"optim\.schedule"):
+        train(read_config(config), out, resume=True, cooldown=8)
 
 
 def test_older_states_stay_and_serve_when_the_newest_is_damaged(run: Run, config: Path, tmp_path: Path) -> None:
@@ -315,7 +377,7 @@ class Interrupt:
 def interrupted(path: Path, out: Path, interrupt: Interrupt, resume: bool = False) -> None:
     handle = register_module_forward_hook(interrupt)
     try:
-        train(read_config(path, [*PLAIN, "steps=12", "save_every=100"]), out, "cpu", None, resume, True)
+        train(read_config(path, [*PLAIN, "steps=12", "save_every=100"]), out, device="cpu", resume=resume, quiet=True)
     finally:
         handle.remove()
 

@@ -33,6 +33,17 @@ def train(
         typer.Option("--freeze", help="Parts that keep their weights: encoder,quantizer,decoder.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    cooldown: Annotated[
+        int | None,
+        typer.Option(
+            "--cooldown",
+            metavar="STEPS",
+            min=1,
+            help="With --resume: let learning rates fall from where the run stands, in a folder of its own; the run "
+            "itself stays and can go on.",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> int:
@@ -51,6 +62,8 @@ def train(
         return 0
     if out is None:
         raise UsageError("training needs --out: name a folder for the run")
+    if cooldown is not None and not resume:
+        raise UsageError("--cooldown cools down a run that is there: give --resume and its folder")
     try:
         from q2d2cli.training.loop import train as run
     except ImportError as error:
@@ -58,7 +71,7 @@ def train(
     from q2d2cli.evaluation.metrics import check_metrics
 
     check_metrics(settings.validate_metrics)
-    best = run(settings, out, device, init, resume, quiet)
+    best = run(settings, out, device=device, init=init, resume=resume, cooldown=cooldown, quiet=quiet)
     if not quiet:
         print(f"best checkpoint: {best} (use it with --model {best})", file=sys.stderr)
     return 0

@@ -94,8 +94,14 @@ class OptimConfig(Strict):
     betas: tuple[Fraction, Fraction] = (0.8, 0.95)
     weight_decay: Weight = 0.0
     warmup_steps: PositiveInt = 100
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Of the learning rates after the warm-up: a cosine over the run; or constant until `decay` begins, so that a run
+    can go on for as long as one likes and be cooled down at any point (`q2d2 train --resume --cooldown STEPS`)."""
+    decay: Fraction = 0.0
+    """With `schedule: constant`, the share of the run at its end in which learning rates fall; 0 leaves that to
+    cool-downs."""
     final_lr: Fraction = 0.02
-    """Learning rate at the end of the cosine, as a share of the peak."""
+    """Learning rate at the end of the run, as a share of the peak."""
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the whole gradient."""
     frame_clip: Weight = 0.0

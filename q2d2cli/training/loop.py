@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from pathlib import Path
@@ -32,43 +33,99 @@ VALID_SECONDS = 3.0
 VALID_CROPS = 32
 
 
-def train(config: TrainConfig, out: Path, device: str, init: str | None, resume: bool, quiet: bool) -> Path:
-    """Run (or resume) a training run and return the folder of its best checkpoint.
+def train(
+    config: TrainConfig,
+    out: Path,
+    *,
+    device: str = "auto",
+    init: str | None = None,
+    resume: bool = False,
+    cooldown: int | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Run (or resume) a training run, or cool it down, and return the folder of its best checkpoint.
+
+    A cool-down goes on from the newest state of the run in a folder of its own, `out/cooldown-STEP`, while learning
+    rates fall to their end; the run itself stays as it is and can go on, even meanwhile.
 
     Under `accelerate launch` or `torchrun` it trains in all processes together; the first one writes.
     Ctrl-C or SIGTERM ends it after the step it is in, saved; a second Ctrl-C at once.
 
+    Args:
+        config: the checked configuration.
+        out: folder of the run.
+        device: `auto`, or as torch names it.
+        init: model whose weights to start from.
+        resume: go on with the run in `out`.
+        cooldown: steps of a cool-down; the run in `out` must have `optim.schedule: constant`.
+        quiet: print nothing.
+
     Raises:
-        UsageError: if there is no audio, `out` already holds a run and `resume` is false, or another process is at
-            work in it.
+        UsageError: if there is no audio, `out` already holds a run and `resume` is false, another process is at work in
+            it, or a run has another schedule than a cool-down needs.
         Q2D2Error: if saving fails, the saved state does not fit, or memory runs out.
     """
     accelerator = make_accelerator(device)
+    source: States | None = None
+    if cooldown is not None:
+        source = States(out, config.keep_states)
+        out = cooldown_folder(config, source)
     make_folder(out)
     try:
         with only_run(out) if accelerator.is_main_process else contextlib.nullcontext():
-            return run(config, out, accelerator, init, resume, quiet)
+            return run(
+                config, out, accelerator, init=init, resume=resume, quiet=quiet, source=source, cooldown=cooldown
+            )
     except torch.OutOfMemoryError as error:
         raise Q2D2Error(
             f"{accelerator.device} ran out of memory: lower optim.batch_size or data.crop_seconds"
         ) from error
 
 
-def run(config: TrainConfig, out: Path, accelerator: Accelerator, init: str | None, resume: bool, quiet: bool) -> Path:
-    """What `train` does once the folder is its own."""
+def cooldown_folder(config: TrainConfig, states: States) -> Path:
+    """Where a cool-down of the run with these states goes.
+
+    Raises:
+        UsageError: if there is no run, or its learning rates are not constant.
+    """
+    if config.optim.schedule != "constant":
+        raise UsageError("a cool-down needs constant learning rates before it: set optim.schedule to constant")
+    if not states.paths():
+        raise UsageError(f"{states.folder} holds no run to cool down")
+    return states.folder / f"cooldown-{states.load()[0]['step']}"
+
+
+def run(
+    config: TrainConfig,
+    out: Path,
+    accelerator: Accelerator,
+    *,
+    init: str | None,
+    resume: bool,
+    quiet: bool,
+    source: States | None,
+    cooldown: int | None,
+) -> Path:
+    """What `train` does once the folder is its own; `source` has the states of the run that is cooled down."""
     main = accelerator.is_main_process
     states = States(out, config.keep_states)
     if not resume and states.paths():
         raise UsageError(f"{out} already holds a run: go on with --resume, or name another folder")
-    if resume and not states.paths():
+    if resume and source is None and not states.paths():
         raise UsageError(f"{out} holds no run to resume: leave --resume out")
     each = Console(stderr=True, quiet=quiet)
     console = each if main else Console(quiet=True)
     trainer = Trainer(config, accelerator, init)
     if resume:
-        state, notes = states.load()
+        # A cool-down that was stopped goes on with its own states.
+        state, notes = (states if source is None or states.paths() else source).load()
         trainer.restore(state)
         trainer.notes += notes
+    if cooldown is not None:
+        begin = int(out.name.removeprefix("cooldown-"))
+        trainer.cooldown = begin, cooldown
+        if trainer.step == begin:
+            trainer.best = math.inf
     accelerator.wait_for_everyone()
     if main:
         with atomic_output(out / CONFIG_NAME) as file:

@@ -126,6 +126,8 @@ class Trainer:
         self.best = math.inf
         self.adversarial_steps = 0
         self.heads_steps = 0
+        self.cooldown: tuple[int, int] | None = None
+        """Step at which learning rates begin to fall, and in how many more they do, if this is a cool-down."""
 
     def _make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optim = self.config.optim
@@ -146,14 +148,16 @@ class Trainer:
             )
         if matrices:
             optimizers["muon"] = Muon(matrices, lr=optim.muon_lr, weight_decay=optim.weight_decay)
-        for optimizer in optimizers.values():
-            for group in optimizer.param_groups:
-                group["peak"] = group["lr"]
+        # Not in the groups: those come back with a saved state, and the configuration decides.
+        self.peaks = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
         return optimizers
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, in [0, 1]."""
+        """Share of the run, or of a cool-down, that is done, in [0, 1]."""
+        if self.cooldown is not None:
+            begin, steps = self.cooldown
+            return min(1.0, (self.step - begin) / steps)
         if self.config.steps is not None:
             return min(1.0, self.step / self.config.steps)
         assert self.config.minutes is not None
@@ -164,15 +168,29 @@ class Trainer:
         """Whether discriminators have been trained."""
         return any(optimizer.state for name, optimizer in self.optimizers.items() if name not in {"adamw", "muon"})
 
-    def _schedule(self) -> None:
+    @property
+    def schedule(self) -> float:
+        """Learning rates now, as a share of their peaks, but for the warm-up.
+
+        What is constant first falls with 1 - sqrt at the end (Hägele et al. 2024, Scaling laws and compute-optimal
+        training beyond fixed training durations).
+        """
         optim = self.config.optim
-        cosine = optim.final_lr + (1 - optim.final_lr) * 0.5 * (1 + math.cos(math.pi * self.progress))
+        if optim.schedule == "cosine":
+            share = 0.5 * (1 + math.cos(math.pi * self.progress))
+        else:
+            decay = optim.decay if self.cooldown is None else 1.0
+            share = 1 - math.sqrt(max(0.0, 1 - (1 - self.progress) / decay)) if decay else 1.0
+        return optim.final_lr + (1 - optim.final_lr) * share
+
+    def _schedule(self) -> None:
+        optim, share = self.config.optim, self.schedule
         for name, optimizer in self.optimizers.items():
             steps = self.adversarial_steps if name == "discriminator" else self.step
             # Heads on what is known already need no warm-up: they must be ahead of the model.
             warm = 1.0 if name == "features" else min(1.0, (steps + 1) / optim.warmup_steps)
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * cosine * warm
+                group["lr"] = self.peaks[name] * share * warm
 
     def train_step(self, audio: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """One step on `(batch, samples)` audio; returns the losses, scalars, and the pair indices.
@@ -181,7 +199,8 @@ class Trainer:
         """
         config = self.config
         self._schedule()
-        adversarial = self.discriminator.weights and self.progress >= config.discriminator.start
+        begun = self.progress >= config.discriminator.start if self.cooldown is None else self.adversarial_steps > 0
+        adversarial = self.discriminator.weights and begun
         autocast = self._autocast()
         with autocast:
             estimate, quantized = self.parallel_model(audio)
