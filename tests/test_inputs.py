@@ -15,7 +15,7 @@ from conftest import CLIP, Run
 from q2d2cli import UsageError
 from q2d2cli.audio import AudioReader
 from q2d2cli.evaluation.clips import find_clips
-from q2d2cli.training.data import find_audio
+from q2d2cli.training.data import FileCorpus, FilesCorpus, MemoryCorpus, find_audio
 
 SECOND = slice(16_000, 32_000)
 
@@ -145,6 +145,23 @@ def test_names_that_are_no_files(run: Run, command: str) -> None:
         assert result.returncode == 2
         (line,) = result.stderr.decode().splitlines()
         assert "is a folder" in line or "empty name" in line
+
+
+def test_rates_of_a_file_with_lost_blocks(run: Run, tiny: Path) -> None:
+    assert run("encode", "--robust", CLIP, "a.q2d", "-m", tiny).returncode == 0
+    assert run("channel", "a.q2d", "b.q2d", "--packet-loss", "0.4", "--seed", "1").returncode == 0
+    whole, lossy = (json.loads(run("info", name, "--json").stdout) for name in ("a.q2d", "b.q2d"))
+    assert lossy["lost_blocks"] > 1
+    assert lossy["bit_rate"] == pytest.approx(whole["bit_rate"], rel=0.1)
+
+
+@pytest.mark.parametrize("kind", [FileCorpus, MemoryCorpus])
+def test_training_reads_files_of_any_name(tmp_path: Path, kind: type[FilesCorpus]) -> None:
+    for name in (b"caf\xe9.wav", b"[a].wav", b"._x.wav"):
+        (tmp_path / os.fsdecode(name)).write_bytes(CLIP.read_bytes())
+    corpus = kind(tmp_path, 24_000)
+    assert [os.fsencode(path.name) for path in corpus.paths] == [b"[a].wav", b"caf\xe9.wav"]
+    assert corpus.read(np.array([0.7]), 2400).abs().max() > 0
 
 
 def test_short_clips_have_no_speed(run: Run, tiny: Path, tmp_path: Path, clip: tuple[np.ndarray, int]) -> None:

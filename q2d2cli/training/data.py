@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -143,7 +144,7 @@ class FileCorpus(FilesCorpus):
 
     def _add(self, path: Path) -> float:
         try:
-            info = soundfile.info(path)
+            info = soundfile.info(os.fsencode(path))
         except soundfile.LibsndfileError as error:
             raise Q2D2Error(str(error)) from error
         if not info.frames:
@@ -168,7 +169,7 @@ class FileCorpus(FilesCorpus):
         return torch.from_numpy(batch).to(self.device)
 
     def _read_one(self, path: Path, at: float, length: int) -> np.ndarray:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             wanted = int(np.ceil(length * file.samplerate / self.sample_rate)) + 1
             start = min(int(at * file.samplerate), max(0, file.frames - wanted))
             file.seek(start)
