@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from q2d2cli.models.model import CodecModel
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "examples" / "librivox.wav"
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
@@ -129,3 +133,40 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    """A real browser; downloads go to a folder of that name in `tmp_path`."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium binary")
+    if CHROMEDRIVER is None and not os.environ.get("CI"):
+        pytest.skip("chromium is here but chromedriver is not")
+    assert CHROMEDRIVER, "chromium is here but chromedriver is not: selenium would look for one on the network"
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "autoplay-policy=no-user-gesture-required",
+        "mute-audio",
+        "window-size=1000,1100",
+        f"user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(f"--{flag}")
+    (tmp_path / "downloads").mkdir()
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
+    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+    try:
+        yield driver
+    finally:
+        driver.quit()

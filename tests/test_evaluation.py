@@ -10,6 +10,8 @@ import os
 import re
 import shutil
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from q2d2cli.evaluation.clips import find_clips, spread
 from q2d2cli.evaluation.codecs import open_subject
 from q2d2cli.evaluation.metrics import METRICS, basis, score
 from q2d2cli.evaluation.plots import rate_quality, spectrogram, used_band
-from q2d2cli.evaluation.report import example
+from q2d2cli.evaluation.report import example, examples
 from q2d2cli.evaluation.scoring import is_current, score_clip
 from q2d2cli.evaluation.statistics import summarize
 from q2d2cli.evaluation.subjects import CodecSubject, FolderSubject
@@ -628,3 +630,35 @@ def test_decoding_is_timed_without_writing_files(tiny: Path, tmp_path: Path, mon
     # There is no place for temporary files, and none is asked for.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     np.testing.assert_array_equal(subject.decode(subject.encode(speech, RATE), RATE, len(speech)), whole.audio)
+
+
+def test_the_reports_buttons_switch_at_the_same_place(browser: Any, corpus: Path, tiny: Path, tmp_path: Path) -> None:
+    subject = open_subject(f"q2d2:{tiny}", "cpu")
+    clips = [c for c in find_clips(corpus) if c.path.name == "one.wav"]
+    rows = score_clip(clips[0], [subject], ["stoi"])
+    page = tmp_path / "report.html"
+    page.write_text(examples({"metrics": ["stoi"]}, rows, [subject], clips), encoding="utf-8")
+    browser.get(page.as_uri())
+    buttons = browser.find_elements("css selector", ".switch button")
+    assert [button.text for button in buttons] == ["recording", "tiny"]
+
+    def players() -> list[list[Any]]:
+        return browser.execute_script(
+            "return [...document.querySelectorAll('audio')].map(a => [a.paused, a.currentTime])"
+        )
+
+    def wait_until(true: Callable[[], bool]) -> None:
+        end = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    # Slowly, so that no machine comes to the end before it clicks.
+    browser.execute_script("document.querySelectorAll('audio').forEach(a => { a.playbackRate = 0.1; })")
+    buttons[0].click()
+    wait_until(lambda: players()[0][1] > 0.05)
+    buttons[1].click()
+    wait_until(lambda: players()[0][0] and not players()[1][0])
+    (_, left), (_, place) = players()
+    assert place >= left > 0.05
+    assert [button.get_attribute("aria-pressed") for button in buttons] == ["false", "true"]

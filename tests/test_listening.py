@@ -6,8 +6,6 @@ import base64
 import functools
 import io
 import json
-import os
-import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -364,9 +362,6 @@ def test_tables_show_the_numbers_and_take_odd_names_as_they_are(
 
 # ---- a whole test in a real browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CHROMEDRIVER = shutil.which("chromedriver")
-
 EAR = """
 const connect = AudioNode.prototype.connect;
 AudioNode.prototype.connect = function (target, ...rest) {
@@ -393,40 +388,10 @@ SOUNDS = {(500, 6000): HIDDEN_REFERENCE, (500,): LOW_ANCHOR} | {TONES[name]: nam
 
 
 @pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium binary")
-    if CHROMEDRIVER is None and not os.environ.get("CI"):
-        pytest.skip("chromium is here but chromedriver is not")
-    assert CHROMEDRIVER, "chromium is here but chromedriver is not: selenium would look for one on the network"
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "autoplay-policy=no-user-gesture-required",
-        "mute-audio",
-        "window-size=1000,1100",
-        f"user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(f"--{flag}")
-    (tmp_path / "downloads").mkdir()
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
-    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
-    driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": EAR})
-    try:
-        yield driver
-    finally:
-        driver.quit()
+def browser(browser: Any) -> Any:
+    """With an ear for what pages play."""
+    browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": EAR})
+    return browser
 
 
 @pytest.fixture

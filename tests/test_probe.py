@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import CLIP, Run
+from conftest import CLIP, ROOT, Run
 
 from q2d2cli import Codec
 from q2d2cli.errors import Q2D2Error, UsageError
@@ -18,6 +21,12 @@ from q2d2cli.evaluation import manifests
 from q2d2cli.evaluation.manifests import Item
 from q2d2cli.evaluation.probe import check, classify, embed, probe, split
 from q2d2cli.evaluation.statistics import half_width
+
+SCRIPTS = ROOT / "examples" / "probe"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+sys.path.insert(0, str(SCRIPTS))
+
+import label  # noqa: E402 - a script, no package
 
 SECONDS = 0.5
 
@@ -152,7 +161,7 @@ def test_ravdess(tmp_path: Path) -> None:
                 name = f"{copy}Actor_{actor:02}/03-01-{emotion:02}-01-02-01-{actor:02}.wav"
                 write(tmp_path / name, piece, rate)
     write(tmp_path / "readme.wav", piece, rate)
-    items = manifests.ravdess(tmp_path)
+    items = label.ravdess(tmp_path)
     # Each once, though there are two copies.
     assert len(items) == 6
     assert Counter(item.label for item in items) == {"neutral": 2, "fearful": 2, "surprised": 2}
@@ -165,7 +174,7 @@ def test_emovo(tmp_path: Path) -> None:
     (piece,), rate = crops(1)
     for name in ("f1/dis-f1-b1", "f1/gio-f1-d2", "m3/neu-m3-l4", "m3/tri-m3-n5"):
         write(tmp_path / "EMOVO" / f"{name}.wav", piece, rate)
-    found = {item.path.stem: (item.label, item.group) for item in manifests.emovo(tmp_path)}
+    found = {item.path.stem: (item.label, item.group) for item in label.emovo(tmp_path)}
     assert found == {
         "dis-f1-b1": ("disgust", "f1"),
         "gio-f1-d2": ("joy", "f1"),
@@ -178,7 +187,7 @@ def test_audiomnist(tmp_path: Path) -> None:
     (piece,), rate = crops(1)
     for name in ("01/0_01_0", "01/9_01_49", "60/3_60_7"):
         write(tmp_path / "data" / f"{name}.wav", piece, rate)
-    found = {item.path.stem: (item.label, item.group) for item in manifests.audiomnist(tmp_path)}
+    found = {item.path.stem: (item.label, item.group) for item in label.audiomnist(tmp_path)}
     assert found == {
         "0_01_0": ("0", "speaker 01"),
         "9_01_49": ("9", "speaker 01"),
@@ -199,10 +208,10 @@ def test_slurp(tmp_path: Path) -> None:
     (lists / "train.jsonl").write_text("\n".join(train) + "\n")
     (lists / "test.jsonl").write_text(entry(3, "alarm_set", "audio-3.flac", "audio-not-here.flac"))
     with pytest.raises(UsageError, match="no audio found"):
-        manifests.slurp(tmp_path)
+        label.slurp(tmp_path)
     for name in ("audio-1", "audio-1-headset", "audio-2", "audio-3", "audio-of-no-list"):
         write(tmp_path / "audio" / "slurp_real" / f"{name}.flac", piece, rate)
-    found = {item.path.stem: (item.label, item.group) for item in manifests.slurp(tmp_path)}
+    found = {item.path.stem: (item.label, item.group) for item in label.slurp(tmp_path)}
     assert found == {
         "audio-1": ("alarm_set", "1"),
         "audio-1-headset": ("alarm_set", "1"),
@@ -212,13 +221,13 @@ def test_slurp(tmp_path: Path) -> None:
     for damage in ('{"slurp_id": 4', "[]", '{"slurp_id": 1, "intent": "a", "recordings": [{}]}', "7"):
         (lists / "devel.jsonl").write_text(train[0] + "\n" + damage)
         with pytest.raises(UsageError, match=r"devel\.jsonl, line 2"):
-            manifests.slurp(tmp_path)
+            label.slurp(tmp_path)
 
 
 def test_folder_of_another_data_set(voices: Path) -> None:
     for name in ("ravdess", "emovo", "audiomnist", "slurp"):
         with pytest.raises(UsageError, match="is it another data set"):
-            manifests.DATASETS[name](voices)
+            label.DATASETS[name](voices)
 
 
 def test_manifest(tmp_path: Path) -> None:
@@ -277,7 +286,15 @@ def test_command_with_a_data_set(run: Run, tiny: Path, tmp_path: Path) -> None:
     for number, piece in enumerate(pieces):
         speaker = number % 3 + 1
         write(tmp_path / "data" / f"{speaker:02}" / f"{number // 6}_{speaker:02}_{number}.wav", piece, rate)
-    result = run("probe", tmp_path, "--dataset", "audiomnist", "-m", tiny, "--folds", 3, "--json")
+    labels = tmp_path / "labels.csv"
+    script = [sys.executable, SCRIPTS / "label.py"]
+    with labels.open("w") as file:
+        subprocess.run([*script, "audiomnist", tmp_path], stdout=file, check=True, env=ENVIRONMENT)
+    refused = subprocess.run([*script, "emovo", tmp_path], capture_output=True, check=False, env=ENVIRONMENT)
+    assert refused.returncode == 1
+    assert refused.stderr.count(b"\n") == 1
+    assert b"named like dis-f1-b1.wav" in refused.stderr
+    result = run("probe", tmp_path, "--manifest", labels, "-m", tiny, "--folds", 3, "--json")
     assert result.returncode == 0, result.stderr.decode()
     facts = json.loads(result.stdout)
     assert facts["groups"] == 3
@@ -295,9 +312,6 @@ def test_command_refuses(run: Run, tiny: Path, voices: Path, tmp_path: Path) -> 
         ([voices / "plain"], "lies in no class folder"),
         ([voices, "--folds", "11"], "class 'high' has fewer files (10) than there are folds (11): use --folds 10"),
         ([voices, "--folds", "1"], "--folds"),
-        ([voices, "--dataset", "timit"], "unknown data set 'timit': choose from folders, ravdess"),
-        ([voices, "--dataset", "emovo"], "named like dis-f1-b1.wav"),
-        (["--manifest", manifest, "--dataset", "emovo"], "exclude each other"),
         (["--manifest", manifest], "all files are of class 'a'"),
         ([voices, "-m", "speech-9k"], "speech-9k"),
     ):

@@ -15,12 +15,10 @@ from q2d2cli.errors import UsageError, report
 if TYPE_CHECKING:
     from q2d2cli.evaluation.manifests import Item
 
-FOLDERS = "folders"
-
 
 def probe(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder of class folders, or of a data set.", show_default=False)
+        Path | None, typer.Argument(help="Folder of class folders; with --manifest, of its files.", show_default=False)
     ] = None,
     manifest: Annotated[
         Path | None,
@@ -30,9 +28,6 @@ def probe(
             show_default=False,
         ),
     ] = None,
-    dataset: Annotated[
-        str, typer.Option("--dataset", help="Layout of FOLDER: folders, ravdess, emovo, audiomnist, slurp.")
-    ] = FOLDERS,
     model: Annotated[str, typer.Option("--model", "-m", help="Model name, folder or Hub id.")] = DEFAULT_MODEL,
     folds: Annotated[int, typer.Option("--folds", min=2, help="Of the cross-validation.")] = 5,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split into folds.")] = 0,
@@ -44,12 +39,10 @@ def probe(
 
     q2d2 probe FOLDER
 
-    q2d2 probe RAVDESS --dataset ravdess
-
     q2d2 probe --manifest labels.csv
     """
     check_packages("probe", "sklearn")
-    items = find_items(folder, manifest, dataset)
+    items = find_items(folder, manifest)
     from q2d2cli.codec import Codec
     from q2d2cli.evaluation.probe import check
     from q2d2cli.evaluation.probe import probe as run
@@ -67,23 +60,19 @@ def probe(
     return 1 if result["skipped"] else 0
 
 
-def find_items(folder: Path | None, manifest: Path | None, dataset: str) -> list[Item]:
+def find_items(folder: Path | None, manifest: Path | None) -> list[Item]:
     """The labelled files that the arguments stand for.
 
     Raises:
-        UsageError: if they contradict each other or stand for nothing.
+        UsageError: if they stand for nothing.
     """
-    from q2d2cli.evaluation.manifests import DATASETS, read_manifest
+    from q2d2cli.evaluation.manifests import class_folders, read_manifest
 
-    if dataset not in DATASETS:
-        raise UsageError(f"unknown data set {dataset!r}: choose from {', '.join(DATASETS)}")
     if manifest is not None:
-        if dataset != FOLDERS:
-            raise UsageError("--manifest and --dataset exclude each other: a manifest has the labels")
         return read_manifest(manifest, folder)
     if folder is None:
         raise UsageError("name a folder of class folders, or a CSV file with --manifest")
-    return DATASETS[dataset](folder)
+    return class_folders(folder)
 
 
 def show(result: dict[str, Any]) -> None:

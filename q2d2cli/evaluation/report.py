@@ -69,7 +69,7 @@ for (const example of document.querySelectorAll(".example")) {
   // The one that plays hands its place to the next and stops.
   const take = next => {
     if (current && current !== next) {
-      const place = current.currentTime;
+      const place = current.ended ? 0 : current.currentTime;
       current.pause();
       const seek = () => { next.currentTime = Math.min(place, next.duration || place); };
       next.readyState ? seek() : next.addEventListener("loadedmetadata", seek, {once: true});
