@@ -244,7 +244,7 @@ def check_output(path: Path, force: bool, source: Path | None = None) -> None:
         return
     try:
         if path.is_dir():
-            raise UsageError(f"{path} is a folder: name a file, or use --out-dir where a command has it")
+            raise UsageError(f"{path} is a folder: name a file (encode and decode have --out-dir for folders)")
         if path.exists() and not force:
             raise UsageError(f"{path} already exists: use --force to overwrite it")
         parent = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
@@ -272,13 +272,21 @@ def check_input(path: Path) -> None:
     """Raise UsageError unless `path` is something that can be read as a file."""
     try:
         if path.is_dir():
-            raise UsageError(f"{path} is a folder: name a file, or use --out-dir to convert all in it")
+            raise UsageError(f"{path} is a folder: name a file (encode and decode take folders with --out-dir)")
         if not path.exists():
             raise UsageError(f"{path} does not exist")
+        refuse_device(path)
         if not os.access(path, os.R_OK):
             raise UsageError(f"{path} cannot be read: permission denied")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def refuse_device(path: Path) -> None:
+    """Raise UsageError if `path` is a device, which may have no end; one that is open already is asked for."""
+    with contextlib.suppress(OSError):
+        if descriptor(path, 0) is None and stat.S_ISCHR(path.stat().st_mode):
+            raise UsageError(f"{path} is a device, which may have no end: name a file")
 
 
 def open_binary(path: Path) -> BinaryIO:

@@ -102,6 +102,8 @@ def open_source(path: Path, name: str, raw: RawFormat | None, stack: ExitStack) 
             return Source(forward(file, b"", stack), form)
         if not seekable and (head.startswith((b"OggS", b".snd")) or head[8:12] == b"WAVE"):
             return Source(forward(file, head, stack))
+        if stat.S_ISCHR(os.fstat(file.fileno()).st_mode):
+            raise Q2D2Error(f"cannot read {name} as audio: it is a device, which may have no end")
         if not seekable:
             spool = stack.enter_context(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
             spool.write(head)

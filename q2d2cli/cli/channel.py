@@ -36,7 +36,7 @@ def channel(
     import numpy as np
 
     from q2d2cli.container.channel import Channel, damage_file
-    from q2d2cli.container.header import FormatError
+    from q2d2cli.container.header import MAGIC, FormatError
 
     check_output(target, force, source)
     try:
@@ -45,7 +45,10 @@ def channel(
         raise UsageError(f"{error}: use --ber or --packet-loss") from error
     try:
         with open_binary(source) as file:
-            data = damage_file(file.read(), medium)
+            data = file.read(len(MAGIC))
+            if data == MAGIC:  # else it may be without end
+                data += file.read()
+        data = damage_file(data, medium)
     except FormatError as error:
         raise FormatError(f"{'standard input' if source == PIPE else source} {error}") from error
     with atomic_output(target) as output:

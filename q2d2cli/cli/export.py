@@ -10,6 +10,7 @@ import typer
 
 from q2d2cli.cli.common import Device, Force, Limit, Quiet, voice
 from q2d2cli.errors import UsageError
+from q2d2cli.files import refuse_device
 
 METRICS = ("distillmos", "wer", "speaker", "visqol", "pesq", "stoi", "dnsmos", "mel", "lines")
 """What a model card has, as far as it can be computed; the first four are no model's loss."""
@@ -76,6 +77,8 @@ def export(
         raise UsageError(f"{folder} already holds a model: use --force to overwrite it")
     if share is not None and not average_with:
         raise UsageError("--share is the part of other models in a mean: name them with --average-with")
+    if notes:
+        refuse_device(notes)
     try:
         text = notes.read_text(encoding="utf-8") if notes else ""
     except (OSError, UnicodeDecodeError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from q2d2cli.audio import audio_files, read_list
 from q2d2cli.errors import UsageError
-from q2d2cli.files import file_stamp
+from q2d2cli.files import file_stamp, refuse_device
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def read_texts(path: Path) -> dict[str, str]:
         UsageError: if it cannot be read, or a line has no text.
     """
     texts: dict[str, str] = {}
+    refuse_device(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

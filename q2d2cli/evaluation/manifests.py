@@ -8,6 +8,7 @@ from pathlib import Path
 
 from q2d2cli.audio import audio_files
 from q2d2cli.errors import UsageError
+from q2d2cli.files import refuse_device
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def read_manifest(manifest: Path, folder: Path | None = None) -> list[Item]:
         UsageError: if it cannot be read, has no such columns, or a row lacks a value (in `group`, as soon as one
             row has a group).
     """
+    refuse_device(manifest)
     try:
         with manifest.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)

@@ -20,6 +20,7 @@ from pydantic import (
 
 from q2d2cli.errors import UsageError
 from q2d2cli.evaluation.metrics import check_names
+from q2d2cli.files import refuse_device
 from q2d2cli.models.config import ModelConfig, Strict
 
 CONFIG_NAME = "config.yaml"
@@ -286,6 +287,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         UsageError: if the file cannot be read or anything in it is unknown or impossible.
     """
+    refuse_device(path)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
