@@ -20,6 +20,7 @@ from q2d2cli.container.header import FormatError, Header, Payload, block_frames
 from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output
+from q2d2cli.latency import LIVE_BLOCK_SECONDS, Latency, latency, live_frames
 from q2d2cli.models.model import CodecModel
 from q2d2cli.passes import side_by_side
 from q2d2cli.quantizers.base import indices_to_tokens, tokens_to_indices
@@ -353,6 +354,7 @@ class Codec:
         channels: int = 1,
         *,
         num_samples: int | None = None,
+        block_seconds: float | None = None,
         chunk_seconds: float | None = CHUNK_SECONDS,
         effort: int = 0,
         on_progress: Callable[[float], None] | None = None,
@@ -363,28 +365,49 @@ class Codec:
             sample_rate: of the audio, Hz.
             channels: of the audio.
             num_samples: per channel of the whole, if known; for the encoder's `header`.
+            block_seconds: for live streams, instead of `chunk_seconds`: about how much audio each piece and each
+                block of the stream holds; the encoder gives it as soon as it can be known.
             chunk_seconds: audio that is handled at once; None for all.
             effort: as `encode` takes it.
             on_progress: called with the seconds encoded so far, after each chunk and each round of a search.
 
         Raises:
-            UsageError: as `encode`.
+            UsageError: as `encode`; if `block_seconds` is given and the model sees the whole recording at once,
+                or with an effort above 0.
         """
         header = self.header(sample_rate, channels, num_samples)
+        if block_seconds is not None:
+            if not 0 < block_seconds <= MAX_BLOCK_SECONDS:
+                raise UsageError(f"blocks of {block_seconds:g} s: give more than 0 and at most {MAX_BLOCK_SECONDS}")
+            if effort:
+                raise UsageError("a live stream cannot wait for a search: leave the effort at 0")
+            if self.config.encoder_context is None:
+                raise UsageError(f"model {self.name!r} looks at a whole recording at once: it has no live streams")
+            frames = live_frames(self.config, block_seconds)
+            header, chunk_seconds = replace(header, frames_per_block=frames), frames / self.frame_rate
         return StreamEncoder(self.model, header, chunk_seconds=chunk_seconds, effort=effort, on_progress=on_progress)
 
-    def stream_decoder(self, header: Header, *, chunk_seconds: float | None = CHUNK_SECONDS) -> StreamDecoder:
+    def stream_decoder(self, header: Header, *, chunk_seconds: float | None = 0.0) -> StreamDecoder:
         """A decoder that takes indices in pieces and gives audio in pieces.
 
         Args:
             header: of the indices: a `StreamEncoder`'s, or one read from a file or stream.
-            chunk_seconds: audio that is handled at once; None for all.
+            chunk_seconds: audio that is handled at once; 0 for what can be known at each push, None for all.
 
         Raises:
             Q2D2Error: if `header` belongs to another model or other weights.
         """
         self.check(header)
         return StreamDecoder(self.model, header, chunk_seconds=chunk_seconds)
+
+    def latency(self, sample_rate: int, block_seconds: float = LIVE_BLOCK_SECONDS) -> Latency | None:
+        """How much its live streams lag at least; None if the model looks at a whole recording at once.
+
+        Args:
+            sample_rate: of the audio, Hz.
+            block_seconds: as `stream_encoder` takes it.
+        """
+        return latency(self.config, sample_rate, block_seconds)
 
     def tokens(
         self, ids: Tensor | np.ndarray, num_samples: int | None = None, sample_rate: float | None = None

@@ -1,4 +1,12 @@
-"""Encoding and decoding of audio that comes in pieces: as much is kept as the network's layers see."""
+"""Encoding and decoding of audio that comes in pieces: as much is kept as the network's layers see.
+
+>>> encoder = codec.stream_encoder(16_000, block_seconds=0.2)
+>>> decoder = codec.stream_decoder(encoder.header)
+>>> for samples in microphone:  # (samples,), any number of them
+...     for indices in encoder.push(samples):  # (channels, frames, pairs)
+...         for audio in decoder.push(indices):  # (channels, samples)
+...             play(audio)
+"""
 
 from __future__ import annotations
 
@@ -122,10 +130,10 @@ class StreamDecoder:
     Args:
         model: the network.
         header: of the indices; decides the output's rate.
-        chunk_seconds: audio that is handled at once; None for all.
+        chunk_seconds: audio that is handled at once; 0 for what can be known at each push, None for all.
     """
 
-    def __init__(self, model: CodecModel, header: Header, *, chunk_seconds: float | None = CHUNK_SECONDS) -> None:
+    def __init__(self, model: CodecModel, header: Header, *, chunk_seconds: float | None = 0.0) -> None:
         self.header = header
         self._model, self._device = model, next(model.parameters()).device
         self._resampler = Resampler(header.sample_rate, header.original_rate, header.channels)
@@ -200,7 +208,7 @@ class Window:
     Args:
         nothing: what is collected, 0 long in axis 1.
         model: the network that it is for.
-        chunk_seconds: audio that a part holds; None for all at once.
+        chunk_seconds: audio that a part holds; 0 for what is there, None for all at once.
         context: frames that are seen on either side of one; None for everything.
         unit: entries of axis 1 in a frame.
         whole: whether a part is one pass, whatever its length.
@@ -225,9 +233,12 @@ class Window:
         if chunk_seconds is not None and context is not None:
             frames = max(1, round(chunk_seconds * rate))
             self._chunk = frames if frames < size else round(frames / size) * size
-        # What is there already is taken together if that keeps all threads busy.
-        many = self._pass is not None and self._chunk is not None and self._chunk >= size
-        self._most = max(1, torch.get_num_threads() * size // self._chunk) if many and self._chunk else 1
+        # Chunks that are there already are taken together if that keeps all threads busy.
+        self._most: int | None = 1
+        if chunk_seconds == 0:
+            self._most = None
+        elif self._chunk is not None and self._chunk >= size and not whole:
+            self._most = max(1, torch.get_num_threads() * size // self._chunk)
         self._start = self._next = 0
 
     @property
@@ -245,7 +256,7 @@ class Window:
             chunks = (self.frames - max(self._context, ahead) - self._next) // self._chunk
             if chunks < 1:
                 return
-            yield self._part(self._next + min(chunks, self._most) * self._chunk)
+            yield self._part(self._next + min(chunks, self._most or chunks) * self._chunk)
 
     def rest(self, frames: int) -> Iterator[Part]:
         """The parts up to the end, which is after so many frames in all; zeros where they are not whole."""
@@ -255,7 +266,7 @@ class Window:
         self._values = np.pad(self._values, padding)[:, :wanted]
         while self._next < frames:
             # A short rest joins the last chunk: it would be mostly overlap.
-            last = self._chunk is None or frames - self._next < 2 * self._chunk
+            last = self._chunk is None or self._most is None or frames - self._next < 2 * self._chunk
             yield self._part(frames if last else self._next + (self._chunk or 0))
 
     def _part(self, end: int) -> Part:

@@ -15,6 +15,10 @@ from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.errors import Q2D2Error, report
 from q2d2cli.files import PIPE, atomic_output, open_binary, regular_file
 from q2d2cli.signals import Stop
+from q2d2cli.streaming import CHUNK_SECONDS, PASS_SECONDS
+
+LIVE_PIECE_SECONDS = 0.02
+"""How much audio of a live recording is waited for at a time."""
 
 Progress = Callable[[float, float | None], None]
 """Called with the seconds done and the seconds in all (None if not known)."""
@@ -61,6 +65,8 @@ def encode_file(
     robust: bool = False,
     effort: int = 0,
     raw: RawFormat | None = None,
+    *,
+    live: float | None = None,
 ) -> Summary:
     """Encode an audio file (`-`: standard input) to a .q2d file (`-`: standard output).
 
@@ -72,6 +78,7 @@ def encode_file(
         robust: whether the file's payload is to survive flipped bits and lost blocks.
         effort: as `Codec.encode` takes it.
         raw: the format of audio without header.
+        live: seconds of audio in a block; each is written as soon as it can be known. None for files.
 
     Raises:
         UsageError: if there is no such file, the target's folder cannot be written to, or the
@@ -90,13 +97,21 @@ def encode_file(
                 progress(seconds, total)
 
         encoder = codec.stream_encoder(
-            audio.sample_rate, audio.channels, num_samples=audio.num_samples, effort=effort, on_progress=encoded
+            audio.sample_rate,
+            audio.channels,
+            num_samples=audio.num_samples,
+            block_seconds=live,
+            effort=effort,
+            on_progress=encoded,
         )
         writer = Writer(file, with_payload(encoder.header, "robust" if robust else "packed"))
-        for block in audio.blocks():
+        file.flush()
+        for block in audio.blocks() if live is None else audio.blocks(LIVE_PIECE_SECONDS):
             samples += block.shape[1]
             for indices in encoder.push(block):
                 writer.write(indices)
+                if live is not None:
+                    file.flush()
         for indices in encoder.finish():
             writer.write(indices)
         if audio.num_samples not in (None, samples) and not file.seekable():
@@ -153,18 +168,23 @@ def decode_file(
             reader = Reader(stack.enter_context(open_binary(source)))
             header = reader.header
             codec = codec_for(header)
+            live = is_live(source, header)
             try:
-                decoder = codec.stream_decoder(header)
+                decoder = codec.stream_decoder(header, chunk_seconds=0 if live else CHUNK_SECONDS)
             except Q2D2Error as error:
                 raise Q2D2Error(f"{name} {error}") from error
             file = stack.enter_context(atomic_output(target))
             sink = stack.enter_context(
                 open_sink(file, target, header.original_rate, header.channels, header.num_samples, raw)
             )
+            if live:
+                file.flush()  # the header: a player opens the sound card
             for block in reader.blocks():
                 for piece in decoder.push(reader.unpack(block)):
                     samples += piece.shape[1]
                     sink.write(piece)
+                if live:
+                    file.flush()
                 if progress:
                     progress(reader.frames / header.frame_rate, header.duration)
             assert reader.num_samples is not None
@@ -176,6 +196,11 @@ def decode_file(
     counts = (samples, reader.frames, reader.bytes_read, reader.payload_bytes)
     summary = summarize(source, target, header, *counts, time.monotonic() - started)
     return replace(summary, damaged_blocks=reader.damaged_blocks, lost_blocks=reader.lost_blocks)
+
+
+def is_live(source: Path, header: Header) -> bool:
+    """Whether a .q2d file may still be in the making: a pipe, with blocks shorter than a pass of the network."""
+    return regular_file(source, 0) is None and header.frames_per_block < PASS_SECONDS * header.frame_rate
 
 
 def summarize(

@@ -25,6 +25,7 @@ from q2d2cli.cli.common import (
 )
 from q2d2cli.errors import UsageError
 from q2d2cli.files import is_direct, regular_file
+from q2d2cli.latency import LIVE_BLOCK_SECONDS
 
 if TYPE_CHECKING:
     from q2d2cli.audio import RawFormat
@@ -62,6 +63,14 @@ def encode(
         typer.Option("--channels", min=1, max=64, help="Of --raw: 1 if not given.", show_default=False),
     ] = None,
     sample_format: SampleFormat = None,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Write each block as soon as it can be known, for live listeners."),
+    ] = False,
+    block: Annotated[
+        float | None,
+        typer.Option("--block", help="Seconds of audio in a block of --live.", show_default=str(LIVE_BLOCK_SECONDS)),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -74,6 +83,8 @@ def encode(
     arecord -f cd | q2d2 encode - - > out.q2d
 
     ... | q2d2 encode --raw --rate 16000 - - > out.q2d
+
+    arecord -f cd | q2d2 encode --live - - | q2d2 decode - - | aplay
     """
     from q2d2cli.audio import AUDIO_SUFFIXES
 
@@ -81,6 +92,9 @@ def encode(
     check_jobs(planned.jobs, out_dir, force)
     form = input_format(raw, rate, channels, sample_format)
     name = choose(model, bitrate)
+    if block is not None and not live:
+        raise UsageError("--block is the size of the blocks of --live: give that, too")
+    seconds = (LIVE_BLOCK_SECONDS if block is None else block) if live else None
     from q2d2cli.codec import Codec
     from q2d2cli.passes import files_at_once
     from q2d2cli.transcode import encode_file
@@ -88,7 +102,7 @@ def encode(
     codec = Codec.from_pretrained(name, device)
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
-        return encode_file(codec, source, target, progress, robust, effort, form)
+        return encode_file(codec, source, target, progress, robust, effort, form, live=seconds)
 
     return convert_all(planned, out_dir, force, quiet, as_json, convert, 1 if effort else files_at_once())
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,11 +38,6 @@ class ConvNeXtBlock(nn.Module):
         self.pwconv2 = nn.Linear(hidden, dim)
         self.gamma = nn.Parameter(torch.full((dim,), scale))
 
-    @property
-    def context(self) -> int:
-        """Frames seen on either side."""
-        return self.dwconv.kernel_size[0] // 2
-
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, frames, dim)` to the same."""
         # As a two-dimensional convolution over channels-last data: several times faster on a CPU.
@@ -52,7 +45,7 @@ class ConvNeXtBlock(nn.Module):
             x.transpose(1, 2).unsqueeze(2),
             self.dwconv.weight.unsqueeze(2),
             self.dwconv.bias,
-            padding=(0, self.context),
+            padding=(0, self.dwconv.kernel_size[0] // 2),
             groups=self.dwconv.groups,
         )
         y = self.norm(y.squeeze(2).transpose(1, 2))
@@ -83,11 +76,6 @@ def part(layer: nn.Linear, tokens: int) -> None:
 def join(layer: nn.Linear) -> None:
     """Start a layer that makes one frame of several tokens: the first as it is, the others as training finds them."""
     layer.weight.data[:, : layer.out_features] += torch.eye(layer.out_features)
-
-
-def total_context(blocks: Iterable[nn.Module]) -> int:
-    """Frames that a stack of ConvNeXt blocks sees on either side."""
-    return sum(block.context for block in blocks if isinstance(block, ConvNeXtBlock))
 
 
 def init_weights(module: nn.Module) -> None:

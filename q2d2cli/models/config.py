@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -36,6 +36,12 @@ class Framing(Strict):
         """STFT window length in samples, for `hop` samples per token."""
         return self.window or self.window_hops * self.inner_hop(hop)
 
+    def seen(self, hop: int, blocks: int) -> int:
+        """Tokens seen on either side of one: the STFT window, and so many inner frames of the blocks; whole ones."""
+        inner = self.inner_hop(hop)
+        overlap = math.ceil((self.n_fft(hop) - inner) / (2 * inner))
+        return math.ceil((overlap + blocks) / self.stride) * self.tokens + self.tokens - 1
+
     def check(self, part: str, hop: int) -> None:
         """Raise ValueError unless the windows fit `hop` samples per token."""
         if self.stride > 1 and self.tokens > 1:
@@ -60,6 +66,10 @@ class SpectralEncoderConfig(Framing):
     layers: PositiveInt = 6
     kernel: PositiveInt = 7
 
+    def context(self, hop: int) -> int:
+        """Tokens that the encoder sees on either side of one."""
+        return self.seen(hop, self.layers * (self.kernel // 2))
+
 
 class SeanetEncoderConfig(Strict):
     """SEANet (EnCodec's encoder), as in the paper."""
@@ -70,6 +80,20 @@ class SeanetEncoderConfig(Strict):
     filters: PositiveInt = 32
     lstm_layers: Annotated[int, Field(ge=0)] = 2
     """Zero leaves the LSTM out and makes the receptive field finite."""
+    kernel: ClassVar[int] = 7
+    """Of the first and the last convolution."""
+    unit_kernel: ClassVar[int] = 3
+    """Of a residual unit."""
+
+    def context(self, hop: int) -> int | None:
+        """Tokens that the encoder sees on either side of one; None for all (LSTM)."""
+        if self.lstm_layers:
+            return None
+        step, samples = 1, self.kernel - 1
+        for stride in reversed(self.strides):
+            samples += (self.unit_kernel - 1 + 2 * stride - 1) * step
+            step *= stride
+        return math.ceil((samples + (self.kernel - 1) * step) / hop)
 
 
 class QuantizerConfig(Strict):
@@ -107,6 +131,10 @@ class VocosDecoderConfig(Framing):
     norm_embeddings: Annotated[int, Field(ge=0)] = 0
     """Rows of WavTokenizer's adaptive layer norm (4 there, only row 0 used); 0 is a plain layer norm."""
 
+    def context(self, hop: int) -> int | None:
+        """Tokens that the decoder sees on either side of one; None for all (attention and GroupNorm)."""
+        return None if self.attention else self.seen(hop, (self.layers + 1) * (self.kernel // 2))
+
 
 EncoderConfig = Annotated[SpectralEncoderConfig | SeanetEncoderConfig, Field(discriminator="type")]
 
@@ -133,6 +161,16 @@ class ModelConfig(Strict):
             self.encoder.check("encoder", self.hop)
         self.decoder.check("decoder", self.hop)
         return self
+
+    @property
+    def encoder_context(self) -> int | None:
+        """Frames that the encoder sees on either side of one, None if unbounded."""
+        return self.encoder.context(self.hop)
+
+    @property
+    def decoder_context(self) -> int | None:
+        """Frames that the decoder sees on either side of one, None if unbounded."""
+        return self.decoder.context(self.hop)
 
     @property
     def frame_rate(self) -> float:

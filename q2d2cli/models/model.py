@@ -37,12 +37,12 @@ class CodecModel(nn.Module):
     @property
     def encoder_context(self) -> int | None:
         """Frames the encoder sees on either side of one, None if unbounded."""
-        return self.encoder.context
+        return self.config.encoder_context
 
     @property
     def decoder_context(self) -> int | None:
         """Frames the decoder sees on either side of one, None if unbounded."""
-        return self.decoder.context
+        return self.config.decoder_context
 
     @property
     def alignment(self) -> int:

@@ -8,8 +8,6 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from q2d2cli.models.config import SeanetEncoderConfig
 
-UNIT_KERNEL = 3
-
 
 def reflect_pad(x: Tensor, left: int, right: int) -> Tensor:
     """Reflection padding of `(batch, channels, length)` that also serves inputs shorter than the padding."""
@@ -48,7 +46,7 @@ class ResidualUnit(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         hidden = channels // 2
-        self.conv1 = Conv(channels, hidden, UNIT_KERNEL)
+        self.conv1 = Conv(channels, hidden, SeanetEncoderConfig.unit_kernel)
         self.conv2 = Conv(hidden, channels, 1)
         self.shortcut = Conv(channels, channels, 1)
 
@@ -71,7 +69,7 @@ class SeanetEncoder(nn.Module):
     def __init__(self, config: SeanetEncoderConfig, out_dim: int) -> None:
         super().__init__()
         channels = config.filters
-        self.first = Conv(1, channels, 7)
+        self.first = Conv(1, channels, config.kernel)
         self.units = nn.ModuleList()
         self.downs = nn.ModuleList()
         for stride in reversed(config.strides):
@@ -79,20 +77,7 @@ class SeanetEncoder(nn.Module):
             self.downs.append(Conv(channels, 2 * channels, 2 * stride, stride))
             channels *= 2
         self.lstm = nn.LSTM(channels, channels, config.lstm_layers) if config.lstm_layers else None
-        self.last = Conv(channels, out_dim, 7)
-
-    @property
-    def context(self) -> int | None:
-        """Frames seen on either side, or None if unbounded (LSTM)."""
-        if self.lstm is not None:
-            return None
-        step, samples = 1, self.first.kernel - 1
-        for down in self.downs:
-            assert isinstance(down, Conv)
-            samples += (UNIT_KERNEL - 1 + down.kernel - 1) * step
-            step *= down.stride
-        samples += (self.last.kernel - 1) * step
-        return -(-samples // step)
+        self.last = Conv(channels, out_dim, config.kernel)
 
     def forward(self, audio: Tensor) -> Tensor:
         """`(batch, samples)`, samples a multiple of the hop, to `(batch, frames, out_dim)`."""

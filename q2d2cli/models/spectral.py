@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, narrow, part, total_context
+from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, narrow, part
 from q2d2cli.models.config import SpectralEncoderConfig
 
 COMPRESSION = 0.3
@@ -48,12 +48,6 @@ class SpectralEncoder(nn.Module):
             narrow(self.merge, config.stride)
         if self.split is not None:
             part(self.split, config.tokens)
-
-    @property
-    def context(self) -> int:
-        """Frames (tokens) seen on either side: the STFT window, then each block; whole inner frames of them."""
-        inner = -(-(self.n_fft - self.hop) // (2 * self.hop)) + total_context(self.blocks)
-        return -(-inner // self.stride) * self.tokens + self.tokens - 1
 
     def spectrum(self, audio: Tensor) -> Tensor:
         """`(batch, samples)` to `(batch, inner frames, 3 * bins)` features."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, join, make_norm, total_context, widen
+from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, join, make_norm, widen
 from q2d2cli.models.config import VocosDecoderConfig
 
 MAX_MAGNITUDE = 100.0
@@ -125,15 +125,6 @@ class VocosDecoder(nn.Module):
             widen(self.split, config.stride)
         if self.merge is not None:
             join(self.merge)
-
-    @property
-    def context(self) -> int | None:
-        """Frames (tokens) seen on either side, or None if unbounded (attention and GroupNorm see everything)."""
-        if self.pos_net is not None:
-            return None
-        overlap = -(-(self.head.n_fft - self.head.hop) // (2 * self.head.hop))
-        inner = self.embed.kernel_size[0] // 2 + total_context(self.blocks) + overlap
-        return -(-inner // self.stride) * self.tokens + self.tokens - 1
 
     def forward(self, features: Tensor) -> Tensor:
         """Decode features.
