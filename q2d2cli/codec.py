@@ -24,7 +24,7 @@ from q2d2cli.latency import LIVE_BLOCK_SECONDS, Latency, latency, live_frames
 from q2d2cli.models.model import CodecModel
 from q2d2cli.passes import side_by_side
 from q2d2cli.quantizers.base import indices_to_tokens, tokens_to_indices
-from q2d2cli.streaming import CHUNK_SECONDS, StreamDecoder, StreamEncoder
+from q2d2cli.streaming import CHUNK_SECONDS, PASS_SECONDS, StreamDecoder, StreamEncoder
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -354,6 +354,7 @@ class Codec:
         channels: int = 1,
         *,
         num_samples: int | None = None,
+        payload: Payload = "packed",
         block_seconds: float | None = None,
         chunk_seconds: float | None = CHUNK_SECONDS,
         effort: int = 0,
@@ -364,21 +365,22 @@ class Codec:
         Args:
             sample_rate: of the audio, Hz.
             channels: of the audio.
-            num_samples: per channel of the whole, if known; for the encoder's `header`.
+            num_samples: per channel of the whole, if known; for the encoder's `header`, as is the next.
+            payload: how a file or stream holds the indices.
             block_seconds: for live streams, instead of `chunk_seconds`: about how much audio each piece and each
-                block of the stream holds; the encoder gives it as soon as it can be known.
+                block of the stream holds, 5 at most; the encoder gives it as soon as it can be known.
             chunk_seconds: audio that is handled at once; None for all.
             effort: as `encode` takes it.
             on_progress: called with the seconds encoded so far, after each chunk and each round of a search.
 
         Raises:
-            UsageError: as `encode`; if `block_seconds` is given and the model sees the whole recording at once,
+            UsageError: as `encode`; if the model's grids are too large for a robust payload; if `block_seconds` is given and the model sees the whole recording at once,
                 or with an effort above 0.
         """
-        header = self.header(sample_rate, channels, num_samples)
+        header = with_payload(self.header(sample_rate, channels, num_samples), payload)
         if block_seconds is not None:
-            if not 0 < block_seconds <= MAX_BLOCK_SECONDS:
-                raise UsageError(f"blocks of {block_seconds:g} s: give more than 0 and at most {MAX_BLOCK_SECONDS}")
+            if not 0 < block_seconds <= PASS_SECONDS:
+                raise UsageError(f"live blocks of {block_seconds:g} s: give more than 0 and at most {PASS_SECONDS:g}")
             if effort:
                 raise UsageError("a live stream cannot wait for a search: leave the effort at 0")
             if self.config.encoder_context is None:

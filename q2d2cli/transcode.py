@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from q2d2cli.audio import AudioReader, RawFormat, open_sink
-from q2d2cli.codec import Codec, with_payload
+from q2d2cli.codec import Codec
 from q2d2cli.container.header import FormatError, Header
 from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.errors import Q2D2Error, report
@@ -100,11 +100,12 @@ def encode_file(
             audio.sample_rate,
             audio.channels,
             num_samples=audio.num_samples,
+            payload="robust" if robust else "packed",
             block_seconds=live,
             effort=effort,
             on_progress=encoded,
         )
-        writer = Writer(file, with_payload(encoder.header, "robust" if robust else "packed"))
+        writer = Writer(file, encoder.header)
         file.flush()
         for block in audio.blocks() if live is None else audio.blocks(LIVE_PIECE_SECONDS):
             samples += block.shape[1]
@@ -199,8 +200,8 @@ def decode_file(
 
 
 def is_live(source: Path, header: Header) -> bool:
-    """Whether a .q2d file may still be in the making: a pipe, with blocks shorter than a pass of the network."""
-    return regular_file(source, 0) is None and header.frames_per_block < PASS_SECONDS * header.frame_rate
+    """Whether a .q2d file may still be in the making: a pipe, with blocks not longer than a pass of the network."""
+    return regular_file(source, 0) is None and header.frames_per_block < PASS_SECONDS * header.frame_rate + 1
 
 
 def summarize(
