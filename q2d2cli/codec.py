@@ -374,8 +374,9 @@ class Codec:
             on_progress: called with the seconds encoded so far, after each chunk and each round of a search.
 
         Raises:
-            UsageError: as `encode`; if the model's grids are too large for a robust payload; if `block_seconds` is given and the model sees the whole recording at once,
-                or with an effort above 0.
+            UsageError: as `encode`; if the model's grids are too large for a robust payload; if
+                `block_seconds` is out of range, or given with an effort above 0 or for a model that sees the
+                whole recording at once.
         """
         header = with_payload(self.header(sample_rate, channels, num_samples), payload)
         if block_seconds is not None:

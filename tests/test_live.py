@@ -211,3 +211,27 @@ def test_models_print_their_latency(run: Run) -> None:
         )
         assert 0.1 < parts["total"] < 1.5
     assert f"{1000 * rows[0]['latency']['total']:.0f} ms" in run("models").stdout.decode()
+
+
+def test_the_example_streams_over_a_socket(tiny: Path, clip: Clip) -> None:
+    folder = ROOT / "examples" / "streaming"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "Q2D2_MODELS": str(tiny.parent)}
+    listener = subprocess.Popen(
+        [sys.executable, folder / "listen.py", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    assert listener.stderr
+    port = listener.stderr.readline().decode().split()[-1]
+    sender = subprocess.run(
+        [sys.executable, folder / "send.py", "127.0.0.1", port, CLIP, "--model", "tiny", "--at-once"],
+        env=environment,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert sender.returncode == 0, sender.stderr.decode()
+    audio, notes = listener.communicate(timeout=300)
+    assert listener.returncode == 0, notes.decode()
+    assert len(audio) == 2 * len(clip[0])
+    codec = Codec.from_pretrained(tiny, "cpu")
+    expected = codec.decode(codec.encode(clip[0], clip[1]))[0].numpy()
+    assert (np.abs(np.frombuffer(audio, "<i2") / 32767 - expected.clip(-1, 1)) < 1e-3).mean() > 0.99
