@@ -24,6 +24,15 @@ def test_singular_values_come_near_one_and_singular_vectors_stay(rows: int, colu
     assert (turned - turned.diagonal().diag()).abs().max() < 1e-5
 
 
+def test_bfloat16_gives_nearly_the_same() -> None:
+    torch.manual_seed(0)
+    for shape in ((3, 24, 64), (2, 64, 24), (1, 16, 16)):
+        matrices = torch.randn(shape)
+        exact, rounded = orthogonalize(matrices), orthogonalize(matrices, bf16=True)
+        assert rounded.dtype == torch.float32
+        assert (exact - rounded).norm() < 0.05 * exact.norm()
+
+
 def test_no_gradient_is_no_step_and_zeros_stay_zeros() -> None:
     assert (orthogonalize(torch.zeros(2, 3, 4)) == 0).all()
     still, moved = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
+from tempfile import TemporaryDirectory
 
 MODULES = [
     "torch",
@@ -29,26 +30,23 @@ context.set_forkserver_preload(MODULES)
 
 
 def run(arguments: Sequence[str], folder: Path, environment: dict[str, str], stdin: bytes | None) -> CompletedProcess:
-    """The command in a process of its own, as `subprocess.run` would; standard input is empty if None."""
-    streams = [folder.parent / f".stream-{name}" for name in ("in", "out", "err")]
-    streams[0].write_bytes(stdin or b"")
-    paths = [str(path) for path in streams]
-    if stdin is None:
-        paths[0] = os.devnull
-    elif stdin:
-        # A pipe, not a file: what reads it cannot seek.
-        streams[0].unlink()
-        os.mkfifo(streams[0])
-    process = context.Process(target=command, args=(list(arguments), str(folder), environment, paths))
-    process.start()
-    if stdin:
-        feed(streams[0], stdin)
-    process.join(TIMEOUT)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        raise TimeoutExpired(list(arguments), TIMEOUT)
-    return CompletedProcess(list(arguments), process.exitcode, streams[1].read_bytes(), streams[2].read_bytes())
+    """The command in a process of its own, as `subprocess.run` would; standard input is empty if there is none."""
+    with TemporaryDirectory() as temporary:
+        streams = [Path(temporary) / name for name in ("in", "out", "err")]
+        if stdin:
+            # A pipe, not a file: what reads it cannot seek.
+            os.mkfifo(streams[0])
+        paths = [str(streams[0]) if stdin else os.devnull, str(streams[1]), str(streams[2])]
+        process = context.Process(target=command, args=(list(arguments), str(folder), environment, paths))
+        process.start()
+        if stdin:
+            feed(streams[0], stdin)
+        process.join(TIMEOUT)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise TimeoutExpired(list(arguments), TIMEOUT)
+        return CompletedProcess(list(arguments), process.exitcode, streams[1].read_bytes(), streams[2].read_bytes())
 
 
 def feed(path: Path, data: bytes) -> None:

@@ -147,7 +147,7 @@ class Trainer:
                 judges.features.parameters(), lr=settings.features.lr, betas=(0.5, 0.9), weight_decay=0.0
             )
         if matrices:
-            optimizers["muon"] = Muon(matrices, lr=optim.muon_lr, weight_decay=optim.weight_decay)
+            optimizers["muon"] = Muon(matrices, lr=optim.muon_lr, weight_decay=optim.weight_decay, bf16=self.bf16)
         # Not in the groups: those come back with a saved state, and the configuration decides.
         self.peaks = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
         return optimizers
