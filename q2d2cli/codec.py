@@ -117,13 +117,17 @@ class Tokens:
             writer.close(self.num_samples)
 
     @classmethod
-    def load(cls, file: str | Path | BinaryIO) -> Tokens:
-        """Read a .q2d file; needs no model.
+    def load(cls, file: str | Path | BinaryIO, start: float = 0.0, duration: float | None = None) -> Tokens:
+        """Read a .q2d file, or a part of it; needs no model.
 
         Args:
             file: its path, or a file open for reading in binary.
+            start: where to begin, seconds; the tokens begin with the frame that this time is in. Of a
+                file that can be sought in, only the blocks of the part are read.
+            duration: how much audio, seconds; up to the end if None.
 
         Raises:
+            UsageError: if `start` or `duration` is negative, or `start` is behind the end.
             Q2D2Error: if the file cannot be read, is truncated or damaged (a robust one: if more
                 than its pair indices is damaged).
         """
@@ -133,15 +137,14 @@ class Tokens:
                 opened = stack.enter_context(open(file, "rb")) if isinstance(file, str | Path) else file
                 check_binary(opened)
                 reader = Reader(opened)
-                blocks = [reader.unpack(block) for block in reader.blocks()]
+                blocks, num_samples = read_part(reader, start, duration)
         except OSError as error:
             raise UsageError(f"cannot read {name}: {error.strerror}") from error
         except FormatError as error:
             raise FormatError(f"{name} {error}") from error
-        assert reader.num_samples is not None
         empty = np.empty((reader.header.channels, 0, reader.header.quantizer.num_indices), np.int64)
-        indices = torch.from_numpy(np.concatenate([empty, *blocks], axis=1))
-        header = replace(reader.header, num_samples=reader.num_samples)
+        header = replace(reader.header, num_samples=num_samples)
+        indices = torch.from_numpy(np.concatenate([empty, *blocks], axis=1)[:, : header.frames_for(num_samples)])
         return cls(indices, header, reader.damaged_blocks, reader.lost_blocks)
 
 
@@ -390,18 +393,20 @@ class Codec:
             header, chunk_seconds = replace(header, frames_per_block=frames), frames / self.frame_rate
         return StreamEncoder(self.model, header, chunk_seconds=chunk_seconds, effort=effort, on_progress=on_progress)
 
-    def stream_decoder(self, header: Header, *, chunk_seconds: float | None = 0.0) -> StreamDecoder:
+    def stream_decoder(self, header: Header, *, chunk_seconds: float | None = 0.0, start: int = 0) -> StreamDecoder:
         """A decoder that takes indices in pieces and gives audio in pieces.
 
         Args:
             header: of the indices: a `StreamEncoder`'s, or one read from a file or stream.
             chunk_seconds: audio that is handled at once; 0 for what can be known at each push, None for all.
+            start: first sample wanted, at the original's rate. The decoder then takes frames from its
+                `first_frame` on, and gives what it would have given from there on.
 
         Raises:
             Q2D2Error: if `header` belongs to another model or other weights.
         """
         self.check(header)
-        return StreamDecoder(self.model, header, chunk_seconds=chunk_seconds)
+        return StreamDecoder(self.model, header, chunk_seconds=chunk_seconds, start=start)
 
     def latency(self, sample_rate: int, block_seconds: float = LIVE_BLOCK_SECONDS) -> Latency | None:
         """How much its live streams lag at least; None if the model looks at a whole recording at once.
@@ -484,6 +489,42 @@ def check_binary(file: object) -> None:
     """Raise ValueError if a file was opened for text."""
     if isinstance(file, io.TextIOBase):
         raise ValueError('the file is open for text: open it in binary, "rb" or "wb"')
+
+
+def read_part(reader: Reader, start: float, duration: float | None) -> tuple[list[np.ndarray], int]:
+    """Pair indices of a part of a file, in pieces `(channels, frames, pairs)`, and its samples per channel."""
+    header = reader.header
+    begin, end = sample_range(header, reader.length(), start, duration)
+    first = begin * header.sample_rate // (header.original_rate * header.hop)
+    # The whole file is checked up to its end block.
+    last = None if duration is None or end is None else header.frames_for(end)
+    blocks = list(reader.part(first, last))
+    if end is None:
+        _, end = sample_range(header, reader.num_samples, start, duration)
+    assert end is not None
+    pieces = reader.unpack_all(blocks)
+    if blocks:
+        pieces[0] = pieces[0][:, max(0, first - blocks[0].first) :]
+    # What is before `start` in its frame belongs to the part.
+    return pieces, end - -(-first * header.hop * header.original_rate // header.sample_rate)
+
+
+def sample_range(header: Header, length: int | None, start: float, duration: float | None) -> tuple[int, int | None]:
+    """First sample of a part of a file, and the one behind its last; None for the end of a file of unknown length.
+
+    Raises:
+        UsageError: if `start` or `duration` is negative, or `start` is behind the end.
+    """
+    for name, seconds in (("start", start), ("duration", duration or 0.0)):
+        if not 0 <= seconds < 1e12:
+            raise UsageError(f"{name} {seconds} s is out of range: give 0 or more seconds")
+    begin = round(start * header.original_rate)
+    if length is not None and begin >= length and begin:
+        raise UsageError(f"there is nothing at {start} s: the audio is {length / header.original_rate:.3f} s long")
+    if duration is None:
+        return begin, length
+    end = begin + round(duration * header.original_rate)
+    return begin, end if length is None else min(end, length)
 
 
 def with_blocks(header: Header) -> Header:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from q2d2cli.arrays import as_integers, as_waveform
-from q2d2cli.audio import Resampler
+from q2d2cli.audio import Resampler, SeekableResampler
 from q2d2cli.container.header import Header
 from q2d2cli.errors import UsageError
 from q2d2cli.models.model import CodecModel
@@ -131,15 +131,24 @@ class StreamDecoder:
         model: the network.
         header: of the indices; decides the output's rate.
         chunk_seconds: audio that is handled at once; 0 for what can be known at each push, None for all.
+        start: first sample wanted, at the original's rate.
+
+    Attributes:
+        header: as given.
+        start: as given.
+        first_frame: the first frame to push: what `start` depends on.
     """
 
-    def __init__(self, model: CodecModel, header: Header, *, chunk_seconds: float | None = 0.0) -> None:
+    def __init__(self, model: CodecModel, header: Header, *, chunk_seconds: float | None = 0.0, start: int = 0) -> None:
         self.header = header
         self._model, self._device = model, next(model.parameters()).device
-        self._resampler = Resampler(header.sample_rate, header.original_rate, header.channels)
+        self._resampler = SeekableResampler(header.sample_rate, header.original_rate, header.channels, start)
         nothing = np.empty((header.channels, 0, header.quantizer.num_indices), np.int64)
-        self._window = Window(nothing, model, chunk_seconds, model.decoder_context)
-        self._given = 0
+        first = self._resampler.first // header.hop
+        self._window = Window(nothing, model, chunk_seconds, model.decoder_context, first=first)
+        self.first_frame = self._window.start
+        self._skip = self._resampler.first - self._window.next * header.hop
+        self.start = self._given = start
 
     def push(self, indices: Tensor | np.ndarray) -> list[np.ndarray]:
         """Take the next frames and give the audio that they complete.
@@ -163,7 +172,7 @@ class StreamDecoder:
         return [self._give(self._resampler.push(self._run(part))) for part in self._window.ready(ahead=2)]
 
     def finish(self, num_samples: int) -> list[np.ndarray]:
-        """The remaining audio, cut or filled with zeros to `num_samples` in all."""
+        """The remaining audio, cut or filled with zeros to `num_samples` in all, those before `start` counted."""
         pieces = [self._resampler.push(self._run(part)) for part in self._window.rest(self._window.frames)]
         pieces.append(self._resampler.push(np.empty((self.header.channels, 0), np.float32), last=True))
         rest = np.concatenate(pieces, axis=1)
@@ -175,7 +184,10 @@ class StreamDecoder:
         return samples
 
     def _run(self, part: Part) -> np.ndarray:
-        return run_passes(self._model.decode, part, self._device, self.header.hop).float().numpy()
+        audio = run_passes(self._model.decode, part, self._device, self.header.hop).float().numpy()
+        skipped = min(self._skip, audio.shape[1])
+        self._skip -= skipped
+        return audio[:, skipped:]
 
 
 class Span(NamedTuple):
@@ -212,6 +224,7 @@ class Window:
         context: frames that are seen on either side of one; None for everything.
         unit: entries of axis 1 in a frame.
         whole: whether a part is one pass, whatever its length.
+        first: a frame that is wanted, and none before it; the window begins as long before as that takes.
     """
 
     def __init__(
@@ -223,6 +236,7 @@ class Window:
         *,
         unit: int = 1,
         whole: bool = False,
+        first: int = 0,
     ) -> None:
         self._values, self._unit, self._alignment = nothing, unit, model.alignment
         self._context = context or 0
@@ -239,7 +253,19 @@ class Window:
             self._most = None
         elif self._chunk is not None and self._chunk >= size and not whole:
             self._most = max(1, torch.get_num_threads() * size // self._chunk)
-        self._start = self._next = 0
+        # Passes are cut at the same frames wherever the window begins.
+        self._next = 0 if self._pass is None else first // self._pass * self._pass
+        self._start = self._seen_from(self._next)
+
+    @property
+    def start(self) -> int:
+        """The first frame that is kept, or to be pushed."""
+        return self._start
+
+    @property
+    def next(self) -> int:
+        """The first frame that the next part gives."""
+        return self._next
 
     @property
     def frames(self) -> int:

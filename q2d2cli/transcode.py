@@ -8,14 +8,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from q2d2cli.audio import AudioReader, RawFormat, open_sink
-from q2d2cli.codec import Codec
+from q2d2cli.codec import Codec, sample_range
+from q2d2cli.concealment import Concealer
 from q2d2cli.container.header import FormatError, Header
-from q2d2cli.container.stream import Reader, Writer
+from q2d2cli.container.stream import Fault, Reader, Writer
 from q2d2cli.errors import Q2D2Error, report
 from q2d2cli.files import PIPE, atomic_output, open_binary, regular_file
 from q2d2cli.signals import Stop
-from q2d2cli.streaming import CHUNK_SECONDS, PASS_SECONDS
+from q2d2cli.streaming import CHUNK_SECONDS, PASS_SECONDS, StreamDecoder
 
 LIVE_PIECE_SECONDS = 0.02
 """How much audio of a live recording is waited for at a time."""
@@ -51,6 +54,10 @@ class Summary:
     """Blocks that were decoded although their checksum did not match."""
     lost_blocks: int = 0
     """Blocks that were missing and filled in."""
+    lost_seconds: float = 0.0
+    """Seconds that were lost and filled in."""
+    faults: tuple[Fault, ...] = ()
+    """What was wrong with the .q2d file that was decoded all the same."""
     stopped_by: int = 0
     """The signal that ended a recording (what was heard is in the file), 0 if none did."""
     warnings: tuple[str, ...] = ()
@@ -146,6 +153,9 @@ def decode_file(
     target: Path,
     progress: Progress | None = None,
     raw: str | None = None,
+    start: float = 0.0,
+    duration: float | None = None,
+    conceal: bool = False,
 ) -> Summary:
     """Decode a .q2d file (`-`: standard input) to an audio file (`-`: WAV on standard output).
 
@@ -155,48 +165,98 @@ def decode_file(
         target: its suffix decides the format.
         progress: called now and then.
         raw: sample format (`s16le`, `f32le`) of output without header.
+        start: where in the audio to begin, seconds; of a file only the blocks that are needed are read.
+        duration: how much of it, seconds; all if None.
+        conceal: whether to decode what there is of a damaged file, its gaps filled in.
 
     Raises:
-        UsageError: if there is no such file, model or output format.
-        Q2D2Error: if the file is damaged (a robust one: if more than its pair indices is), or its
-            weights are not here; nothing is left at `target` then.
+        UsageError: if there is no such file, model or output format, or the audio ends before `start`.
+        Q2D2Error: if the file is damaged (a robust one: if more than its pair indices is) and that is not
+            to be concealed, or its weights are not here; nothing is left at `target` then.
     """
     started = time.monotonic()
-    samples = 0
     name = "standard input" if source == PIPE else str(source)
     with ExitStack() as stack:
         try:
-            reader = Reader(stack.enter_context(open_binary(source)))
+            reader = Reader(stack.enter_context(open_binary(source)), conceal)
             header = reader.header
+            begin, end = sample_range(header, reader.length(), start, duration)
             codec = codec_for(header)
             live = is_live(source, header)
             try:
-                decoder = codec.stream_decoder(header, chunk_seconds=0 if live else CHUNK_SECONDS)
+                decoder = codec.stream_decoder(header, chunk_seconds=0 if live else CHUNK_SECONDS, start=begin)
             except Q2D2Error as error:
                 raise Q2D2Error(f"{name} {error}") from error
             file = stack.enter_context(atomic_output(target))
-            sink = stack.enter_context(
-                open_sink(file, target, header.original_rate, header.channels, header.num_samples, raw)
-            )
+            known = None if end is None or conceal else end - begin
+            sink = stack.enter_context(open_sink(file, target, header.original_rate, header.channels, known, raw))
             if live:
                 file.flush()  # the header: a player opens the sound card
-            for block in reader.blocks():
-                for piece in decoder.push(reader.unpack(block)):
-                    samples += piece.shape[1]
-                    sink.write(piece)
+            position = begin
+            for piece in decoded(reader, decoder, conceal):
+                wanted = piece if end is None else piece[:, : end - position]
+                position += wanted.shape[1]
+                sink.write(wanted)
                 if live:
                     file.flush()
                 if progress:
-                    progress(reader.frames / header.frame_rate, header.duration)
-            assert reader.num_samples is not None
-            for piece in decoder.finish(reader.num_samples):
-                samples += piece.shape[1]
-                sink.write(piece)
+                    progress(position / header.original_rate, None if end is None else end / header.original_rate)
+                if position == end:
+                    break
         except FormatError as error:
-            raise FormatError(f"{name} {error}") from error
-    counts = (samples, reader.frames, reader.bytes_read, reader.payload_bytes)
+            raise FormatError(f"{name} {error}{'' if conceal else what_is_left(source)}") from error
+    counts = (position - begin, reader.frames, reader.bytes_read, reader.payload_bytes)
     summary = summarize(source, target, header, *counts, time.monotonic() - started)
-    return replace(summary, damaged_blocks=reader.damaged_blocks, lost_blocks=reader.lost_blocks)
+    return replace(
+        summary,
+        damaged_blocks=reader.damaged_blocks,
+        lost_blocks=reader.lost_blocks,
+        lost_seconds=reader.lost_seconds if conceal else 0.0,
+        faults=tuple(reader.faults),
+    )
+
+
+def decoded(reader: Reader, decoder: StreamDecoder, conceal: bool) -> Iterator[np.ndarray]:
+    """Audio in pieces, from the decoder's start on."""
+    first, at = decoder.first_frame, decoder.start
+    concealer = Concealer(reader.header, first)
+
+    def sound(pieces: list[np.ndarray]) -> Iterator[np.ndarray]:
+        nonlocal at
+        for piece in pieces:
+            yield concealer.fade(piece, at) if concealer.gaps else piece
+            at += piece.shape[1]
+
+    for block in reader.part(first, None):
+        skipped = max(0, first - block.first)
+        try:
+            lost = conceal and block.state == "lost"
+            indices = None if lost else reader.unpack(block)[:, skipped:]
+        except FormatError:
+            if not conceal:
+                raise
+            indices = None
+        filled = concealer.lose(block.frames - skipped) if indices is None else concealer.push(indices)
+        for part in filled:
+            yield from sound(decoder.push(part))
+    for part in concealer.finish():
+        yield from sound(decoder.push(part))
+    assert reader.num_samples is not None
+    yield from sound(decoder.finish(reader.num_samples))
+
+
+def what_is_left(source: Path) -> str:
+    """What to say about the rest of a damaged file; nothing if its header is damaged or it is a pipe."""
+    if regular_file(source, 0) is None:
+        return ""
+    try:
+        with Reader(open_binary(source), conceal=True) as reader:
+            for _ in reader.blocks():
+                pass
+    except FormatError:
+        return ""
+    lost = f"{reader.lost_seconds:.2f} s would be lost" if reader.lost_seconds else "no sound would be lost"
+    return f"; {lost}: --conceal decodes the rest"
 
 
 def is_live(source: Path, header: Header) -> bool:

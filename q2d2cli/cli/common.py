@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -34,6 +34,7 @@ from q2d2cli.files import (
 from q2d2cli.signals import end_by
 
 if TYPE_CHECKING:
+    from q2d2cli.container.stream import Fault
     from q2d2cli.evaluation.compare import Voice
     from q2d2cli.transcode import Progress, Summary
 
@@ -89,6 +90,8 @@ SampleFormat = Annotated[
 ]
 
 Job = tuple[Path, Path]
+MOST_FAULTS = 3
+"""How many faults of a file one line names."""
 CLASH = "with the name of another but for the suffix: convert them separately"
 THERE = "already there: --force overwrites"
 SHORT = 0.1
@@ -274,8 +277,9 @@ def convert_all(
             done += 1
             for warning in result.warnings:
                 report(warning)
-            if result.damaged_blocks or result.lost_blocks:
-                report(f"{source} {damage(result.damaged_blocks, result.lost_blocks)}; decoded what is there")
+            if result.faults:
+                concealed = f", {result.lost_seconds:.2f} s concealed" if result.lost_seconds else ""
+                report(f"{source} {damage(result.faults)}; decoded what is there{concealed}")
             if as_json:
                 text = json.dumps(asdict(result))
                 print(text, file=sys.stderr if descriptor(target, 1) == 1 else sys.stdout, flush=True)
@@ -364,9 +368,10 @@ def count_bar(description: str, total: int, quiet: bool) -> Iterator[Callable[[i
         yield lambda done: bar.update(task, completed=done)
 
 
-def damage(damaged: int, lost: int) -> str:
-    """What a robust file has suffered, in words."""
-    return f"is damaged: {damaged} blocks with a wrong checksum, {lost} blocks lost"
+def damage(faults: Sequence[Fault]) -> str:
+    """What a file has suffered, in words."""
+    more = f" and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+    return f"is damaged: {', '.join(map(str, faults[:MOST_FAULTS]))}{more}"
 
 
 def last_line(summary: Summary) -> str:

@@ -44,6 +44,17 @@ def decode(
     device: Device = "auto",
     raw: Raw = False,
     sample_format: SampleFormat = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--start", metavar="TIME", help="Where to begin: 1:02:03 or seconds.", show_default=False),
+    ] = None,
+    duration: Annotated[
+        str | None,
+        typer.Option("--duration", metavar="TIME", help="How much to decode; all if not given.", show_default=False),
+    ] = None,
+    conceal: Annotated[
+        bool, typer.Option("--conceal", help="Decode what there is of a damaged file; gaps are faded out.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -56,7 +67,11 @@ def decode(
     q2d2 decode in.q2d - | aplay
 
     q2d2 decode --raw in.q2d - | ...
+
+    q2d2 decode --start 1:02:03 --duration 10 in.q2d out.wav
     """
+    begin = 0.0 if start is None else seconds(start, "--start")
+    length = None if duration is None else seconds(duration, "--duration")
     form = raw_format(raw, sample_format)
     planned = plan(paths, out_dir, ".raw" if raw else ".wav", {".q2d"}, check_raw_name if raw else check_name)
     check_jobs(planned.jobs, out_dir, force)
@@ -77,9 +92,25 @@ def decode(
             return loaded[wanted]
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
-        return decode_file(codec_for, source, target, progress, form)
+        return decode_file(codec_for, source, target, progress, form, begin, length, conceal)
 
     return convert_all(planned, out_dir, force, quiet, as_json, convert, files_at_once())
+
+
+def seconds(text: str, option: str) -> float:
+    """The time that `hours:minutes:seconds`, `minutes:seconds` or `seconds` says.
+
+    Raises:
+        UsageError: if it says none.
+    """
+    parts = text.split(":")
+    try:
+        values = [*map(int, parts[:-1]), float(parts[-1])]
+    except ValueError:
+        values = []
+    if not 1 <= len(values) <= 3 or not all(0 <= value < 1e9 for value in values):
+        raise UsageError(f"{option} {text!r} is no time: write seconds, minutes:seconds or hours:minutes:seconds")
+    return sum(value * 60**power for power, value in enumerate(reversed(values)))
 
 
 def check_name(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,11 +28,11 @@ def info(
             report(error)
             code = max(code, error.exit_code)
             continue
-        if facts["damaged_blocks"] or facts["lost_blocks"]:
-            report(f"{path} {damage(facts['damaged_blocks'], facts['lost_blocks'])}")
+        if facts["faults"]:
+            report(f"{path} {damage(facts['faults'])}")
             code = max(code, Q2D2Error.exit_code)
         if as_json:
-            print(json.dumps(facts))
+            print(json.dumps(facts | {"faults": [asdict(fault) for fault in facts["faults"]]}))
         else:
             if number:
                 print()
@@ -44,7 +45,7 @@ def describe(path: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: if there is no such file.
-        Q2D2Error: if it is truncated or damaged (a robust one: if more than its pair indices is).
+        Q2D2Error: if its header is damaged, or it is none of these files.
     """
     from q2d2cli.container.header import FormatError
     from q2d2cli.container.packing import group_frames, number_bits
@@ -52,7 +53,7 @@ def describe(path: Path) -> dict[str, Any]:
     from q2d2cli.files import PIPE, open_binary
 
     try:
-        with Reader(open_binary(path)) as reader:
+        with Reader(open_binary(path), conceal=True) as reader:
             for _ in reader.blocks():
                 pass
     except FormatError as error:
@@ -87,6 +88,8 @@ def describe(path: Path) -> dict[str, Any]:
         "blocks": reader.data_blocks,
         "damaged_blocks": reader.damaged_blocks,
         "lost_blocks": reader.lost_blocks,
+        "lost_seconds": round(reader.lost_seconds, 4),
+        "faults": reader.faults,
         "parity_blocks": reader.parity_blocks,
         "metadata_blocks": reader.metadata_blocks,
         "bytes": reader.bytes_read,
@@ -101,7 +104,9 @@ def as_text(facts: dict[str, Any]) -> str:
     whole = f"{facts['bit_rate'] / 1000:.2f} kbit/s with header and checksums" if facts["bit_rate"] else "no audio"
     pcm = facts["samples"] * facts["channels"] * 2
     damaged = facts["damaged_blocks"] + facts["lost_blocks"]
-    state = f"damaged: {damaged} of {facts['blocks']} blocks" if damaged else f"whole: {facts['blocks']} blocks checked"
+    state = f"whole: {facts['blocks']} blocks checked"
+    if facts["faults"]:
+        state = f"damaged: {damaged} of {facts['blocks']} blocks"
     payload = f"{facts['payload']}, {facts['bits_per_frame']:.3f} bits per frame"
     if facts["payload"] == "robust":
         extra = facts["bits_per_frame"] / facts["packed_bits_per_frame"] - 1
@@ -130,4 +135,5 @@ def as_text(facts: dict[str, Any]) -> str:
         ("payload", payload),
         ("model", f"{facts['model']}, weights {facts['fingerprint']}"),
     ]
+    rows += [("damage", str(fault)) for fault in facts["faults"]]
     return "\n".join(f"{name:<10} {value}" for name, value in rows)

@@ -19,7 +19,7 @@ SHORT, PLAIN = 0x01, 0x02
 """The payload begins with its number of frames; it is packed in a coded file."""
 SKIPPABLE = 0x80
 """Block types from here on may be skipped by a reader that does not know them."""
-MAX_PARITY = 65535
+MAX_PARITY = 4095
 """Bytes of a parity block's payload."""
 LONGEST_HEAD = 12
 """Bytes of the longest head of a block: type, number and length, or those of version 1."""
@@ -288,10 +288,15 @@ class Scanner:
         """Go on behind `block`, which `next` gave as unsound."""
         self._at = block.end - self._base
 
-    def search(self) -> bool:
-        """Go on at the next sound block behind here, or where another file begins; False: at the end, there is none."""
+    def search(self, here: bool = False) -> bool:
+        """Go on at the next sound block, or where another file begins; False: at the end, there is none.
+
+        Args:
+            here: whether it may begin here, and not only behind.
+        """
         checked = 0
         begin = self.offset
+        self._at -= here
         while True:
             self._at += 1
             found = self._framing.starts.search(self._data, self._at)

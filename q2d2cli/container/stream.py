@@ -24,6 +24,7 @@ from q2d2cli.container.blocks import (
 )
 from q2d2cli.container.header import MAX_PAYLOAD, FormatError, Header
 from q2d2cli.container.payload import Packed, concealment, pack_blocks, plain_bytes, unpack_blocks
+from q2d2cli.container.seeking import find_block, samples_at_end
 from q2d2cli.container.varint import to_varint
 
 MAX_LOST = 3600
@@ -139,8 +140,8 @@ class Block:
 class Fault:
     """A stretch of the file that is not as it was written."""
 
-    kind: Literal["damaged", "missing", "truncated", "repeated", "joined"]
-    """Blocks with wrong bytes; blocks that are not there; all from here on is not there; blocks that do not belong
+    kind: Literal["damaged", "missing", "truncated", "foreign", "joined"]
+    """Blocks with wrong bytes; blocks that are not there; all from here on is not there; bytes that do not belong
     here; another file begins here."""
     offset: int
     """Where, bytes from the beginning of the file."""
@@ -152,6 +153,18 @@ class Fault:
     """Where in the audio, seconds."""
     duration: float | None
     """How much audio, seconds; None if not known."""
+
+    def __str__(self) -> str:
+        blocks = f"block {self.block}" if self.blocks < 2 else f"blocks {self.block} to {self.block + self.blocks - 1}"
+        if self.kind == "joined":
+            return f"another .q2d file begins at byte {self.offset} (two files joined: cut it there)"
+        if self.kind == "truncated":
+            rest = f", {self.duration:.2f} s are missing" if self.duration else ""
+            return f"truncated in {blocks} at byte {self.offset}, {self.start:.2f} s into the audio{rest}"
+        if self.kind == "foreign" or not self.duration:
+            return f"bytes at {self.offset} that do not belong there, before {blocks}"
+        what = "with a wrong checksum" if self.kind == "damaged" else "lost"
+        return f"{blocks} ({self.start:.2f} to {self.start + self.duration:.2f} s) {what}"
 
 
 class Reader:
@@ -173,7 +186,7 @@ class Reader:
         frames: frames read per channel, those of lost blocks among them.
         data_blocks: data blocks so far, those that are lost among them.
         damaged_blocks: data blocks whose checksum does not match.
-        lost_blocks: data blocks that are missing, or unreadable.
+        lost_blocks: data blocks that are missing.
         parity_blocks: blocks for repair.
         metadata_blocks: blocks with tags.
         other_blocks: blocks of other types, skipped.
@@ -185,12 +198,13 @@ class Reader:
 
     def __init__(self, file: BinaryIO, conceal: bool = False) -> None:
         self.file, self._conceal = file, conceal
-        self.header, size = read_header(file)
+        self._origin = file.tell() if file.seekable() else 0
+        self.header, self._begin = read_header(file)
         self.num_samples = self.header.num_samples
         self.payload_bytes = self.frames = self.data_blocks = self.damaged_blocks = self.lost_blocks = 0
         self.parity_blocks = self.metadata_blocks = self.other_blocks = 0
         self.faults: list[Fault] = []
-        self._scanner = Scanner(file, self.header, size)
+        self._scanner = Scanner(file, self.header, self._begin)
         self._gap: int | None = None
 
     def __enter__(self) -> Reader:
@@ -205,6 +219,27 @@ class Reader:
     def bytes_read(self) -> int:
         """Size of the file so far."""
         return self._scanner.offset
+
+    def length(self) -> int | None:
+        """Samples per channel, from the end block if the header does not know it; None if that takes reading it all."""
+        if self.num_samples is not None or not self.file.seekable():
+            return self.num_samples
+        position = self.file.tell()
+        samples = samples_at_end(self.file, self.header, self._begin, self._origin)
+        self.file.seek(position)
+        return samples
+
+    def seek(self, frame: int) -> None:
+        """Let `blocks` begin with the block that holds this frame, or before; to be called first.
+
+        Of a file that cannot be sought in, it begins at the start.
+        """
+        number = frame // self.header.frames_per_block
+        if number and self.file.seekable():
+            offset, number = find_block(self.file, self.header, self._begin, number, self._origin)
+            self.file.seek(self._origin + offset)
+            self._scanner = Scanner(self.file, self.header, offset)
+            self.data_blocks, self.frames = number, number * self.header.frames_per_block
 
     def blocks(self) -> Iterator[Block]:
         """Checked data blocks, up to and including a check of the end block.
@@ -233,7 +268,7 @@ class Reader:
                 if not self._conceal or lost > MAX_LOST:
                     raise FormatError(f"is damaged: {self._where()}, carries number {number} (lost or out of order)")
                 self._gap = None
-                self._note("repeated", raw.offset, 1, 0)
+                self._note("foreign", raw.offset, 0, 0)
                 continue
             if raw.kind == "end":
                 samples = self._samples(raw)
@@ -267,6 +302,21 @@ class Reader:
         """`unpack` for several blocks, which is faster than one by one if they are entropy coded."""
         found = iter(unpack_blocks(self.header, [block.packed for block in blocks if block.state != "lost"]))
         return [concealment(self.header, b.frames) if b.state == "lost" else next(found) for b in blocks]
+
+    def part(self, first: int, last: int | None) -> Iterator[Block]:
+        """Checked data blocks that hold frames from `first` on and before `last` (None: up to the end)."""
+        self.seek(first)
+        for block in self.blocks():
+            if block.first + block.frames > first:
+                yield block
+            if last is not None and self.frames >= last:
+                return
+
+    @property
+    def lost_seconds(self) -> float:
+        """How much audio is missing or unreadable, as far as is known."""
+        robust = self.header.payload == "robust"
+        return sum(fault.duration or 0.0 for fault in self.faults if not (robust and fault.kind == "damaged"))
 
     def _next(self) -> RawBlock | None:
         """The next block, a damaged one in a robust file, too; None at the end of what can be read."""
@@ -317,7 +367,7 @@ class Reader:
 
     def _note(
         self,
-        kind: Literal["damaged", "missing", "truncated", "repeated", "joined"],
+        kind: Literal["damaged", "missing", "truncated", "foreign", "joined"],
         offset: int,
         blocks: int,
         frames: int | None,
@@ -333,12 +383,13 @@ class Reader:
         gap, self._gap = self._gap, None
         if not blocks:
             if gap is not None:
-                self._note("damaged", gap, 0, 0)
+                self._note("foreign", gap, 0, 0)
             return
         if plain_bytes(self.header, self.header.frames_per_block) > MAX_PAYLOAD:
             raise FormatError(f"is damaged: {self._where()}, is larger than a block can be")
         self._note("missing" if gap is None else "damaged", offset if gap is None else gap, blocks, frames)
-        self.lost_blocks += blocks
+        self.lost_blocks += blocks if gap is None else 0
+        self.damaged_blocks += blocks if gap is not None else 0
         self.data_blocks += blocks
         most = max(1, LOST_INDICES // (self.header.channels * self.header.quantizer.num_indices))
         while frames:
@@ -369,7 +420,7 @@ class Reader:
             return
         joined = self._scanner.other_file()
         if self._conceal:
-            self._note("joined" if joined else "repeated", self._scanner.offset, 0, 0)
+            self._note("joined" if joined else "foreign", self._scanner.offset, 0, 0)
         elif joined:
             raise FormatError(
                 f"is two files joined: another .q2d file begins at byte {self._scanner.offset}; cut it there"
