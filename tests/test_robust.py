@@ -407,14 +407,16 @@ def test_robust_speech_survives_flipped_bits_and_lost_blocks(run: Run, tmp_path:
     assert 0 < lost < facts["blocks"]
 
     for path, damaged, missing in ((flipped, report["damaged_blocks"], 0), (lossy, 0, lost)):
-        said = f"q2d2: {path} is damaged: {damaged} blocks with a wrong checksum, {missing} blocks lost"
+        said = f"q2d2: {path} is damaged: block"
         result = run("info", path)
         assert result.returncode == 1
-        assert result.stderr.decode() == said + "\n"
+        assert result.stderr.decode().startswith(said)
+        assert ("with a wrong checksum" if damaged else "lost") in result.stderr.decode()
         assert f"damaged: {damaged + missing} of {facts['blocks']} blocks" in result.stdout.decode()
         result = run("decode", path, wav, "--force", "--json")
         assert result.returncode == 0
-        assert result.stderr.decode() == said + "; decoded what is there\n"
+        assert result.stderr.decode().startswith(said)
+        assert result.stderr.decode().endswith("; decoded what is there\n")
         summary = json.loads(result.stdout)
         assert (summary["damaged_blocks"], summary["lost_blocks"]) == (damaged, missing)
         original, decoded = soundfile.info(CLIP), soundfile.info(wav)
@@ -429,13 +431,14 @@ def test_packed_speech_is_refused_after_the_channel(
     tokens.save(sent)
     assert run("channel", sent, flipped, "--ber", "1e-3").returncode == 0
     assert run("channel", sent, lossy, "--packet-loss", "0.5").returncode == 0
-    for path, words in ((flipped, "checksum of block"), (lossy, "lost or out of order")):
+    for path, words in ((flipped, "checksum"), (lossy, "lost")):
         for command in (("decode", path, wav), ("info", path), ("channel", path, tmp_path / "x.q2d", "--ber", "0.1")):
             result = run(*command)
             text = result.stderr.decode()
             assert result.returncode == 1
             assert text.startswith(f"q2d2: {path} is damaged")
             assert words in text
+            assert ("--conceal decodes the rest" in text) == (command[0] == "decode")
             assert text.count("\n") == 1
     assert not wav.exists()
     # From Python the damage can be heard all the same.
