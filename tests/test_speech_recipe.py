@@ -14,7 +14,8 @@ from conftest import ROOT
 SCRIPTS = ROOT / "examples" / "speech"
 sys.path.insert(0, str(SCRIPTS))
 
-import prepare  # noqa: E402 - a script beside the recipe, no package
+import prepare  # noqa: E402 - scripts beside the recipe, no package
+import synthesize  # noqa: E402
 
 VOICES = ("kncrfuq", "kaeehsg", "kajhqhb", "kajuznj", "kakzycc", "kampsrn", "kanptqd", "kauuxdd", "kawtvtt", "kazzyrf")
 
@@ -92,3 +93,29 @@ def test_the_same_voice_twice_is_refused(tmp_path: Path, clip: tuple[np.ndarray,
     assert result.returncode == 2
     assert "the same voice" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_sentences_can_be_read_aloud() -> None:
+    text = """It was a dark and stormy night, and “nobody” was\n  about. See http://example.org/~a for more. NATO
+    knew of it before anybody else did, they say. Too short. The rain didn't stop before the morning came!
+    Call 555 for more than a hundred good reasons to stay. It is an opportunity -- S. Paige, so they say."""
+    assert list(synthesize.sentences(text)) == [
+        'It was a dark and stormy night, and "nobody" was about.',
+        "The rain didn't stop before the morning came!",
+    ]
+
+
+def test_voices_of_each_part_are_mixed_of_its_own(tmp_path: Path) -> None:
+    bases = [f"{accent}{sex}_{name}" for accent in "ab" for sex in "fm" for name in ("one", "two", "three")]
+    bases += [name for names in synthesize.BASES.values() for name in names]
+    made = [voice for voice, _ in zip(synthesize.voices(3, bases), range(300), strict=False)]
+    assert made[:50] == [voice for voice, _ in zip(synthesize.voices(3, bases), range(50), strict=False)]
+    used: dict[str, set[str]] = {"train": set(), "valid": set(), "test": set()}
+    for voice in made:
+        assert 1 <= len(voice.weights) <= 3
+        assert abs(sum(voice.weights.values()) - 1) < 0.01
+        used[prepare.voice_split(voice.name)] |= set(voice.weights)
+    assert used["test"] == set(synthesize.BASES["test"])
+    assert used["valid"] == set(synthesize.BASES["valid"])
+    assert used["train"] == set(bases) - used["test"] - used["valid"]
+    assert {voice.language for voice in made} == {"en-us", "en-gb"}
