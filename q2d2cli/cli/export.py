@@ -12,9 +12,8 @@ from q2d2cli.cli.common import Device, Force, Limit, Quiet, voice
 from q2d2cli.errors import UsageError
 from q2d2cli.files import refuse_device
 
-METRICS = ("distillmos", "wer", "speaker", "visqol", "pesq", "stoi", "dnsmos", "mel", "lines")
+CARD_METRICS = "distillmos,wer,speaker,visqol,pesq,stoi,dnsmos,mel,lines"
 """What a model card has, as far as it can be computed; the first four are no model's loss."""
-NEEDED = ("pesq", "stoi")
 PEERS = ["original", "opus:6", "opus:8", "codec2:3200", "codec2:1200"]
 """What it is compared with, as far as it is installed."""
 
@@ -29,6 +28,9 @@ def export(
         str | None,
         typer.Option("--name", help="Another name than that in the run's configuration.", show_default=False),
     ] = None,
+    metrics: Annotated[
+        str, typer.Option("--metrics", help="What the card has, comma-separated, as of q2d2 eval.")
+    ] = CARD_METRICS,
     limit: Limit = None,
     scores: Annotated[
         Path | None,
@@ -85,21 +87,23 @@ def export(
         raise UsageError(f"cannot read {notes}: {error}") from error
     from q2d2cli.evaluation.clips import choose_clips
     from q2d2cli.evaluation.compare import compare
-    from q2d2cli.evaluation.metrics import check_metrics
+    from q2d2cli.evaluation.metrics import METRICS, check_names
     from q2d2cli.evaluation.scoring import Plan
     from q2d2cli.training.export import add_card, export_run
 
-    check_metrics(NEEDED)
+    names = tuple(metrics.split(","))
+    check_names(names)
     clips = choose_clips(test, limit)
     cost = export_run(
         run, folder, with_discriminators=with_discriminators, average_with=average_with or [], share=share, name=name
     )
     specs = [f"q2d2:{folder}", *PEERS]
-    measured = compare(Plan(tuple(specs), None, METRICS, device), clips, voice(quiet), out=scores)
+    measured = compare(Plan(tuple(specs), None, names, device), clips, voice(quiet), out=scores)
     codecs = " ".join(f"-c {spec}" for spec in specs)
-    command = f"q2d2 eval --metrics {','.join(METRICS)} {codecs} {test}" + (f" --limit {limit}" if limit else "")
+    command = f"q2d2 eval --metrics {metrics} {codecs} {test}" + (f" --limit {limit}" if limit else "")
     add_card(folder, cost, measured, command, text)
     if not quiet:
-        best = measured["codecs"][0]["datasets"]["all"]
-        print(f"{folder}: PESQ {best['pesq']['mean']}, STOI {best['stoi']['mean']}", file=sys.stderr)
+        means = measured["codecs"][0]["datasets"]["all"]
+        shown = ", ".join(f"{METRICS[metric].title} {means[metric]['mean']}" for metric in measured["metrics"])
+        print(f"{folder}: {shown}", file=sys.stderr)
     return 0
