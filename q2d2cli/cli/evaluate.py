@@ -78,16 +78,17 @@ def evaluate(
 
     q2d2 eval ORIGINALS DECODED
     """
-    from q2d2cli.evaluation.clips import choose_clips
-    from q2d2cli.evaluation.codecs import over_channel
-    from q2d2cli.evaluation.compare import SPEED, compare
-    from q2d2cli.evaluation.metrics import UTMOS_VARIABLE, check_names
+    from q2d2cli.evaluation.metrics import SPEED, UTMOS_VARIABLE, check_names
     from q2d2cli.evaluation.recognizer import RECOGNIZER_VARIABLE
-    from q2d2cli.evaluation.scoring import Plan
 
     source, degraded = split(paths)
     names = [name.strip() for name in metrics.split(",") if name.strip()]
-    check_names(names, list(SPEED))
+    check_names(names, speed=True)
+    from q2d2cli.evaluation.clips import choose_clips
+    from q2d2cli.evaluation.codecs import over_channel
+    from q2d2cli.evaluation.compare import compare
+    from q2d2cli.evaluation.scoring import Plan
+
     specs = list(dict.fromkeys(codec or []))
     if not specs and degraded is None:
         specs = [f"q2d2:{DEFAULT_MODEL}"]

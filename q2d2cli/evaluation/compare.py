@@ -15,7 +15,7 @@ from q2d2cli.audio import read_mono
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.clips import Clip
 from q2d2cli.evaluation.codecs import open_subject
-from q2d2cli.evaluation.metrics import why_not
+from q2d2cli.evaluation.metrics import SPEED, why_not
 from q2d2cli.evaluation.scoring import Plan, Row, default_jobs, score_all
 from q2d2cli.evaluation.speed import SECONDS, measure_speed
 from q2d2cli.evaluation.subjects import FolderSubject, Subject
@@ -23,8 +23,6 @@ from q2d2cli.evaluation.summary import sum_up, to_csv
 from q2d2cli.evaluation.tables import score_table, to_markdown
 from q2d2cli.files import atomic_output, make_folder
 
-SPEED = {"rtf": ("rtf_encode", "rtf_decode"), "memory": ("memory_mb",)}
-"""What can be measured of codecs themselves, beside the metrics of their audio; and its keys in the result."""
 STATE_NAME, CSV_NAME, JSON_NAME = "scores.jsonl", "scores.csv", "results.json"
 REPORT_NAME, PLOT_NAME = "report.html", "rate-quality.svg"
 CHANNEL_NAME, TABLE_NAME = "channel.svg", "table.md"

@@ -329,9 +329,13 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
-    """Raise UsageError if a name is neither a metric's nor among `others`."""
-    known = [*METRICS, *others]
+SPEED = {"rtf": ("rtf_encode", "rtf_decode"), "memory": ("memory_mb",)}
+"""What can be measured of codecs themselves, beside the metrics of their audio; and its keys in a result."""
+
+
+def check_names(names: Sequence[str], speed: bool = False) -> None:
+    """Raise UsageError if a name is no metric's, nor, where `speed` is measured too, of `SPEED`."""
+    known = [*METRICS, *(SPEED if speed else ())]
     for name in names:
         if name not in known:
             raise UsageError(f"unknown metric {name!r}: choose from {', '.join(known)}")
