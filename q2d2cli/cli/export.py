@@ -101,7 +101,7 @@ def export(
     measured = compare(Plan(tuple(specs), None, names, device), clips, voice(quiet), out=scores)
     codecs = " ".join(f"-c {spec}" for spec in specs)
     command = f"q2d2 eval --metrics {metrics} {codecs} {test}" + (f" --limit {limit}" if limit else "")
-    add_card(folder, cost, measured, command, text)
+    add_card(folder, cost=cost, measured=measured, command=command, notes=text)
     if not quiet:
         means = measured["codecs"][0]["datasets"]["all"]
         shown = ", ".join(f"{METRICS[metric].title} {means[metric]['mean']}" for metric in measured["metrics"])

@@ -301,7 +301,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     try:
         return TrainConfig.model_validate(data)
     except ValidationError as error:
-        raise UsageError(f"{path}: {describe(error)}") from error
+        raise UsageError(f"{path}: {first_problem(error)}") from error
 
 
 def apply(data: dict[str, Any], override: str) -> None:
@@ -330,7 +330,7 @@ def to_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def describe(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """The first problem of a failed validation, with the path of its key, on one line."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"]) or "configuration"

@@ -144,7 +144,7 @@ def average(
     return state
 
 
-def add_card(folder: Path, cost: Cost, measured: dict[str, Any], command: str, notes: str) -> None:
+def add_card(folder: Path, *, cost: Cost, measured: dict[str, Any], command: str, notes: str) -> None:
     """Write metrics into `config.json`, the model card `README.md` and its picture of the run.
 
     Args:
@@ -158,7 +158,8 @@ def add_card(folder: Path, cost: Cost, measured: dict[str, Any], command: str, n
     scores = measured["codecs"][0]["datasets"]["all"]
     metrics = {name: mean for name in measured["metrics"] if (mean := scores[name]["mean"]) is not None}
     checkpoints.write_config(folder, checkpoint.config, metrics)
-    card = model_card(folder, checkpoint.config, checkpoint.weights.stat().st_size, cost, measured, command, notes)
+    size = checkpoint.weights.stat().st_size
+    card = model_card(folder, checkpoint.config, size=size, cost=cost, measured=measured, command=command, notes=notes)
     with atomic_output(folder / checkpoints.CARD_NAME) as file:
         file.write(card.encode())
     if (figure := validation_curve(cost.log)) is not None:
@@ -167,7 +168,14 @@ def add_card(folder: Path, cost: Cost, measured: dict[str, Any], command: str, n
 
 
 def model_card(
-    folder: Path, config: ModelConfig, size: int, cost: Cost, measured: dict[str, Any], command: str, notes: str
+    folder: Path,
+    config: ModelConfig,
+    *,
+    size: int,
+    cost: Cost,
+    measured: dict[str, Any],
+    command: str,
+    notes: str,
 ) -> str:
     """The card's text."""
     spec = config.quantizer.spec()

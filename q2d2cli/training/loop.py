@@ -178,7 +178,8 @@ def run(
                     checkpoints.save(best, config.model, trainer.ema)
                     if trainer.judged:
                         checkpoints.save_discriminators(best, trainer.discriminator.state_dict())
-                watch.validated(trainer.step, trainer.minutes, {**result, "best": chosen}, valid, estimate)
+                result["best"] = chosen
+                watch.validated(trainer.step, trainer.minutes, result, reference=valid, estimate=estimate)
             stopping = agreed(accelerator, stop)
             if trainer.step % config.save_every == 0 or done or stopping:
                 save()

@@ -160,7 +160,9 @@ class Watch:
         seconds = (time.monotonic() - self.begun_at) * (1 - self.progress) / share if share > 0 else 0.0
         return str(timedelta(seconds=round(seconds)))
 
-    def validated(self, step: int, minutes: float, result: dict[str, Any], reference: Tensor, estimate: Tensor) -> None:
+    def validated(
+        self, step: int, minutes: float, result: dict[str, Any], *, reference: Tensor, estimate: Tensor
+    ) -> None:
         """Tell of a validation (first process only): its numbers, and some of its `(clips, samples)` signals."""
         self._log(step, minutes, result)
         self.console.print(f"step {step}: " + " ".join(f"{k} {v}" for k, v in result.items()))
