@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -27,7 +28,11 @@ WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
 DISCRIMINATORS_NAME = "discriminators.safetensors"
 """For fine-tuning; a model need not have it."""
+EARLIER_NAME = "earlier.json"
+"""Among the models: the fingerprints of earlier weights, and where in the project's history they lie."""
 FINGERPRINT_BYTES = 8
+VERSION = re.compile(r"(.+)-v(\d+)")
+"""A model's name with its version; one without is version 1, and also stands for the newest that is here."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,36 @@ def available() -> list[Checkpoint]:
     return [found[name] for name in sorted(found)]
 
 
+def version(name: str) -> tuple[str, int]:
+    """A model's name without its version, and that: `speech-3k-v2` gives `("speech-3k", 2)`."""
+    match = VERSION.fullmatch(name)
+    return (match[1], int(match[2])) if match else (name, 1)
+
+
+def newest(name: str) -> Checkpoint | None:
+    """The newest version that is here of a model named without one; None if there is none."""
+    here = [checkpoint for checkpoint in available() if version(checkpoint.folder.name)[0] == name]
+    return max(here, key=lambda checkpoint: version(checkpoint.folder.name)[1], default=None)
+
+
+def whereabouts(weights: bytes) -> str:
+    """How to come by earlier weights of this project with that fingerprint, in words; "" if they are none of its."""
+    for root in model_folders():
+        if (root / EARLIER_NAME).is_file():
+            entry = json.loads((root / EARLIER_NAME).read_text(encoding="utf-8")).get(weights.hex())
+            if entry is not None:
+                revision, folder = entry["revision"], entry["folder"]
+                return (
+                    f"in a clone of q2d2, git fetch --depth 1 origin {revision} && git archive {revision} {folder} | "
+                    "tar x -C DIR, and set Q2D2_MODELS to DIR/checkpoints"
+                )
+    return ""
+
+
 def find(name: str) -> Checkpoint:
     """A checkpoint by model name, by folder, or by Hugging Face Hub id (`owner/name`).
+
+    A name without a version stands for the newest version that is here.
 
     Raises:
         UsageError: if there is none; the message says what is here and how to get more.
@@ -124,6 +157,8 @@ def find(name: str) -> Checkpoint:
             return checkpoint
     if broken:
         raise broken
+    if (latest := newest(name)) is not None:
+        return latest
     if name.count("/") == 1 and not folder.exists() and not name.startswith((".", "/")):
         return open_checkpoint(fetch(name))
     here = ", ".join(checkpoint.config.name for checkpoint in available()) or "none"
@@ -146,7 +181,12 @@ def find_weights(name: str, wanted: bytes) -> Checkpoint:
     for checkpoint in here:
         if checkpoint.fingerprint() == wanted:
             return checkpoint
-    return here[0] if here and here[0].folder.name == name else find(name)
+    if here and here[0].folder.name == name:
+        return here[0]
+    try:
+        return find(name)
+    except UsageError as error:
+        raise UsageError(f"{error}; {where}" if (where := whereabouts(wanted)) else str(error)) from error
 
 
 def fetch(hub_id: str) -> Path:

@@ -446,9 +446,11 @@ class Codec:
     def check(self, header: Header) -> None:
         """Raise Q2D2Error unless `header` belongs to these weights."""
         if header.fingerprint != self.fingerprint:
+            how = checkpoints.whereabouts(header.fingerprint)
             raise Q2D2Error(
                 f"was encoded with model {header.model!r}, weights {header.fingerprint.hex()}, but the model here is "
-                f"{self.name!r}, weights {self.fingerprint.hex()}: get those weights and name their folder as the model"
+                f"{self.name!r}, weights {self.fingerprint.hex()}: get those weights "
+                + (f"({how})" if how else "and name their folder as the model")
             )
         if (header.quantizer, header.hop, header.sample_rate) != (self.quantizer, self.config.hop, self.sample_rate):
             raise Q2D2Error(f"has a header that contradicts its model {self.name!r}")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLIP, TINY, Run
+from conftest import CLIP, ROOT, TINY, Run
 
-from q2d2cli import Q2D2Error, UsageError, checkpoints
+from q2d2cli import Codec, Q2D2Error, UsageError, checkpoints
 from q2d2cli.models.model import CodecModel
 
 
@@ -53,6 +53,42 @@ def test_shipped_models_are_here_and_small() -> None:
         assert checkpoint.weights.stat().st_size <= 32e6
         assert {"pesq", "stoi"} <= checkpoint.metrics.keys()
         assert (checkpoint.folder / "README.md").is_file()
+
+
+def test_a_name_without_a_version_is_the_newest_that_is_here(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (2, 9, 10):
+        (tmp_path / f"voice-v{number}").mkdir()
+        for path in tiny.iterdir():
+            (tmp_path / f"voice-v{number}" / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setenv("Q2D2_MODELS", str(tmp_path))
+    assert checkpoints.find("voice").folder.name == "voice-v10"
+    assert checkpoints.find("voice-v9").folder.name == "voice-v9"
+    # One that bears the very name comes first.
+    (tmp_path / "voice-v2").rename(tmp_path / "voice")
+    assert checkpoints.find("voice").folder.name == "voice"
+    with pytest.raises(UsageError, match="no model 'voice-v3'"):
+        checkpoints.find("voice-v3")
+
+
+def test_files_of_earlier_weights_say_what_to_fetch(run: Run, tiny: Path) -> None:
+    """Fingerprints of weights that the project's history holds."""
+    known = json.loads((ROOT / "checkpoints" / "earlier.json").read_text())
+    assert all(len(bytes.fromhex(key)) == 8 and len(entry["revision"]) == 40 for key, entry in known.items())
+    here = {checkpoint.fingerprint().hex() for checkpoint in checkpoints.available()}
+    earlier = next(key for key in known if key not in here)
+    codec = Codec.from_pretrained(tiny, device="cpu")
+    codec.name, codec.fingerprint = "speech-3k", bytes.fromhex(earlier)
+    folder = tiny.parent / "files"
+    folder.mkdir(exist_ok=True)
+    codec.encode(torch.zeros(4800), 24_000).save(folder / "old.q2d", overwrite=True)
+    result = run("decode", folder / "old.q2d", "out.wav")
+    assert result.returncode in (1, 2)
+    message = result.stderr.decode()
+    assert message.count("\n") == 1
+    assert known[earlier]["revision"] in message
+    assert known[earlier]["folder"] in message
 
 
 def test_unknown_names_say_what_is_here() -> None:

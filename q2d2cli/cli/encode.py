@@ -148,10 +148,11 @@ def choose(model: str | None, bitrate: int | None) -> str:
         return model or DEFAULT_MODEL
     if model is not None:
         raise UsageError("--model and --bitrate both choose the model: give one of them")
-    from q2d2cli.checkpoints import available
+    from q2d2cli.checkpoints import available, version
 
-    rates = {round(checkpoint.config.bit_rate / 1000): checkpoint.config.name for checkpoint in available()}
+    here = sorted(available(), key=lambda checkpoint: version(checkpoint.folder.name)[1])
+    rates = {round(checkpoint.config.bit_rate / 1000): checkpoint.folder.name for checkpoint in here}
     if bitrate not in rates:
-        here = ", ".join(map(str, sorted(rates))) or "none"
-        raise UsageError(f"no model for {bitrate} kbit/s here: choose from {here}, or name one with --model")
+        choice = ", ".join(map(str, sorted(rates))) or "none"
+        raise UsageError(f"no model for {bitrate} kbit/s here: choose from {choice}, or name one with --model")
     return rates[bitrate]

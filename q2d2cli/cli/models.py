@@ -14,9 +14,10 @@ RECORDING_RATE = 48_000
 
 def models(as_json: Json = False) -> int:
     """List the models that are here."""
-    from q2d2cli.checkpoints import DEFAULT_MODEL, available
+    from q2d2cli.checkpoints import DEFAULT_MODEL, available, newest
     from q2d2cli.latency import latency
 
+    chosen = newest(DEFAULT_MODEL)
     rows = []
     for checkpoint in available():
         config = checkpoint.config
@@ -24,7 +25,7 @@ def models(as_json: Json = False) -> int:
         rows.append(
             {
                 "name": config.name,
-                "default": config.name == DEFAULT_MODEL,
+                "default": chosen is not None and checkpoint.folder == chosen.folder,
                 "kbit_per_second": round(config.bit_rate / 1000, 3),
                 "tokens_per_second": round(config.frame_rate, 2),
                 "sample_rate": config.sample_rate,
