@@ -19,18 +19,24 @@ from torch import Tensor
 _making = threading.Lock()
 
 
-def run_alone(function: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Results of a function for each of several inputs; no input changes the result of another, bit by bit.
+def run_alone(function: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+    """Begin a function for each of several inputs; no input changes the result of another, bit by bit.
 
     Args:
         function: a pass of a network; it is called from several threads.
         inputs: tensors of any shapes, on the device of the network. Those on the CPU share
             `torch.get_num_threads()` threads, those elsewhere go one after the other.
+
+    Returns:
+        What waits for the results and gives them. Where there are threads for it, the caller can do something else
+        meanwhile.
     """
     threads = torch.get_num_threads()
     if threads == 1 or any(value.device.type != "cpu" for value in inputs):
-        return [function(value) for value in inputs]
-    return list(_workers(os.getpid(), threads).map(function, inputs))
+        results = [function(value) for value in inputs]
+        return lambda: results
+    futures = [_workers(os.getpid(), threads).submit(function, value) for value in inputs]
+    return lambda: [future.result() for future in futures]
 
 
 def files_at_once() -> int:

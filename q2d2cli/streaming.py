@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -67,6 +68,7 @@ class StreamEncoder:
         context = model.encoder_context if self._search is None else self._search.context
         nothing = np.empty((header.channels, 0), np.float32)
         self._window = Window(nothing, model, chunk_seconds, context, unit=header.hop, whole=self._search is not None)
+        self._passes = Passes(self.network, self._device, chunk_seconds)
         self._known = torch.empty(header.channels, 0, header.quantizer.num_indices, dtype=torch.int64, device="cpu")
         self._begin = self._end = self._pushed = 0
         self._on_progress = on_progress
@@ -89,12 +91,12 @@ class StreamEncoder:
             raise ValueError(f"{len(samples)} channels were pushed: expected {self.header.channels}")
         self._pushed += samples.shape[1]
         self._window.append(self._resampler.push(samples))
-        return [self._run(part) for part in self._window.ready()]
+        return self._run(self._window.ready())
 
     def finish(self) -> list[np.ndarray]:
         """The remaining frames; in all there are `Header.frames_for` of them."""
         self._window.append(self._resampler.push(np.empty((self.header.channels, 0), np.float32), last=True))
-        return [self._run(part) for part in self._window.rest(self.header.frames_for(self._pushed))]
+        return self._run(self._window.rest(self.header.frames_for(self._pushed)), last=True)
 
     def network(self, audio: Tensor) -> Tensor:
         """What is wanted of every frame: `(channels, samples)` at the model's rate to `(channels, frames, pairs)`.
@@ -111,17 +113,22 @@ class StreamEncoder:
             frames = self._begin + share * (self._end - self._begin)
             self._on_progress(frames / self.header.frame_rate)
 
-    def _run(self, part: Part) -> np.ndarray:
-        self._begin, self._end = part.begin, part.end
-        if self._search is None:
-            found = run_passes(self.network, part, self._device)
-        else:
-            audio = torch.from_numpy(part.values).to(self._device)
-            found = self.network(audio).cpu()[:, : part.end - part.start]
+    def _run(self, parts: Iterator[Part], last: bool = False) -> list[np.ndarray]:
+        """What gets ready of these parts and those before, or all of them."""
+        found = self._passes.run(parts, last) if self._search is None else self._run_search(parts)
+        pieces = []
+        for part, piece in found:
+            self._begin, self._end = part.begin, part.end
+            self._report(1.0)
+            pieces.append(piece.numpy())
+        return pieces
+
+    def _run_search(self, parts: Iterator[Part]) -> Iterator[tuple[Part, Tensor]]:
+        for part in parts:
+            self._begin, self._end = part.begin, part.end
+            found = self.network(torch.from_numpy(part.values).to(self._device)).cpu()[:, : part.end - part.start]
             self._known = found[:, part.keep - part.start :]
-            found = found[:, part.begin - part.start :]
-        self._report(1.0)
-        return found.numpy()
+            yield part, found[:, part.begin - part.start :]
 
 
 class StreamDecoder:
@@ -141,11 +148,11 @@ class StreamDecoder:
 
     def __init__(self, model: CodecModel, header: Header, *, chunk_seconds: float | None = 0.0, start: int = 0) -> None:
         self.header = header
-        self._model, self._device = model, next(model.parameters()).device
         self._resampler = SeekableResampler(header.sample_rate, header.original_rate, header.channels, start)
         nothing = np.empty((header.channels, 0, header.quantizer.num_indices), np.int64)
         first = self._resampler.first // header.hop
         self._window = Window(nothing, model, chunk_seconds, model.decoder_context, first=first)
+        self._passes = Passes(model.decode, next(model.parameters()).device, chunk_seconds, header.hop)
         self.first_frame = self._window.start
         self._skip = self._resampler.first - self._window.next * header.hop
         self.start = self._given = start
@@ -169,11 +176,11 @@ class StreamDecoder:
         if checked.ndim != 3 or checked.shape[::2] != (channels, pairs):
             raise ValueError(f"indices have shape {checked.shape}: expected ({channels}, frames, {pairs})")
         self._window.append(checked)
-        return [self._give(self._resampler.push(self._run(part))) for part in self._window.ready(ahead=2)]
+        return [self._give(piece) for piece in self._run(self._window.ready(ahead=2))]
 
     def finish(self, num_samples: int) -> list[np.ndarray]:
         """The remaining audio, cut or filled with zeros to `num_samples` in all, those before `start` counted."""
-        pieces = [self._resampler.push(self._run(part)) for part in self._window.rest(self._window.frames)]
+        pieces = self._run(self._window.rest(self._window.frames), last=True)
         pieces.append(self._resampler.push(np.empty((self.header.channels, 0), np.float32), last=True))
         rest = np.concatenate(pieces, axis=1)
         wanted = num_samples - self._given
@@ -183,11 +190,15 @@ class StreamDecoder:
         self._given += samples.shape[1]
         return samples
 
-    def _run(self, part: Part) -> np.ndarray:
-        audio = run_passes(self._model.decode, part, self._device, self.header.hop).float().numpy()
-        skipped = min(self._skip, audio.shape[1])
-        self._skip -= skipped
-        return audio[:, skipped:]
+    def _run(self, parts: Iterator[Part], last: bool = False) -> list[np.ndarray]:
+        """Audio at the original's rate of what gets ready of these parts and those before, or of all of them."""
+        pieces = []
+        for _, decoded in self._passes.run(parts, last):
+            audio = decoded.float().numpy()
+            skipped = min(self._skip, audio.shape[1])
+            self._skip -= skipped
+            pieces.append(self._resampler.push(audio[:, skipped:]))
+        return pieces
 
 
 class Span(NamedTuple):
@@ -313,22 +324,54 @@ class Window:
         return first - first % self._alignment
 
 
-def run_passes(network: Callable[[Tensor], Tensor], part: Part, device: torch.device, hop: int = 1) -> Tensor:
-    """`(channels, frames * hop, ...)` on the CPU: a part of a signal, pass by pass and each channel alone.
+class Passes:
+    """Parts of a signal on their way through a network, pass by pass and each channel alone.
+
+    While the passes of one part are running, the caller goes on: reads, resamples and writes. Where parts are shorter
+    than two passes somebody waits for them, and they are given at once.
 
     Args:
         network: from `(1, seen * unit, ...)` to `(1, seen * hop, ...)`.
-        part: of the signal.
         device: of the network.
+        chunk_seconds: audio that a part holds; None for all.
         hop: entries of the result in a frame.
     """
-    inputs = []
-    for span in part.spans:
-        seen = part.values[:, (span.start - part.start) * part.unit : (span.stop - part.start) * part.unit]
-        inputs += [torch.from_numpy(channel[None].copy()).to(device) for channel in seen]
-    found = run_alone(network, inputs)
-    channels, pieces = len(part.values), []
-    for number, span in enumerate(part.spans):
-        rows = torch.cat(found[number * channels : (number + 1) * channels])
-        pieces.append(rows[:, (span.begin - span.start) * hop : (span.end - span.start) * hop])
-    return torch.cat(pieces, dim=1).cpu()
+
+    def __init__(
+        self,
+        network: Callable[[Tensor], Tensor],
+        device: torch.device,
+        chunk_seconds: float | None,
+        hop: int = 1,
+    ) -> None:
+        self._network, self._device, self._hop = network, device, hop
+        self._most = 0 if chunk_seconds is not None and chunk_seconds < 2 * PASS_SECONDS else 1
+        self._running: deque[tuple[Part, Callable[[], list[Tensor]]]] = deque()
+
+    def run(self, parts: Iterator[Part], last: bool = False) -> Iterator[tuple[Part, Tensor]]:
+        """Begin the passes of these parts and give, in order, what is done: all of it if these are the last.
+
+        Yields:
+            A part, and its `(channels, frames * hop, ...)` on the CPU.
+        """
+        for part in parts:
+            self._running.append((part, run_alone(self._network, self._inputs(part))))
+            if len(self._running) > self._most:
+                yield self._next()
+        while last and self._running:
+            yield self._next()
+
+    def _inputs(self, part: Part) -> list[Tensor]:
+        inputs = []
+        for span in part.spans:
+            seen = part.values[:, (span.start - part.start) * part.unit : (span.stop - part.start) * part.unit]
+            inputs += [torch.from_numpy(channel[None].copy()).to(self._device) for channel in seen]
+        return inputs
+
+    def _next(self) -> tuple[Part, Tensor]:
+        part, wait = self._running.popleft()
+        found, channels, pieces = wait(), len(part.values), []
+        for number, span in enumerate(part.spans):
+            rows = torch.cat(found[number * channels : (number + 1) * channels])
+            pieces.append(rows[:, (span.begin - span.start) * self._hop : (span.end - span.start) * self._hop])
+        return part, torch.cat(pieces, dim=1).cpu()
