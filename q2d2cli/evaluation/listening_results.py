@@ -17,7 +17,7 @@ from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.kinds import Kind
 from q2d2cli.evaluation.listening import HIDDEN_REFERENCE
 from q2d2cli.evaluation.statistics import summarize
-from q2d2cli.files import check_input
+from q2d2cli.files import check_input, refuse_device
 
 FORMAT = "q2d2-listening-1"
 """First field of every results file."""
@@ -154,6 +154,7 @@ def read_session(path: Path) -> Session:
         Q2D2Error: if it is damaged or something else.
     """
     check_input(path)
+    refuse_device(path)
     try:
         text = path.read_text("utf-8-sig")  # spreadsheets put a byte order mark in front
     except OSError as error:
