@@ -33,3 +33,8 @@ def rows_of(folder: Path) -> dict[str, Any]:
     rows = [row for record in tokens.records.values() for row in tokens.format.read(f"shard-{record.unit:06}")]
     assert len({row.id for row in rows}) == len(rows)
     return {row.id: row for row in rows}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    root = folder / "data"
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}

@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 import soundfile
 from conftest import ROOT, Run
-from corpus_parts import RATE, rows_of, write_clips
+from corpus_parts import RATE, files_of, rows_of, write_clips
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -181,11 +181,6 @@ def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
     )
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    root = folder / "data"
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(("name", "kills"), [("parquet", 2), ("npy", 1)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import pickle
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -128,9 +130,10 @@ class RayWorker:
             raise Q2D2Error(f"model {job.model} has other weights on this node: copy the same ones to all nodes")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Make the shard of `row["unit"]`."""
-        record = encode_unit(self.codec, self.job, row["unit"], row["number"], self.folder, lambda clips, seconds: None)
-        return {"record": record}
+        """Make the shard of the pickled unit `row["unit"]`; gives a pickled record."""
+        unit = pickle.loads(row["unit"])  # made by this job's own driver, a moment ago
+        record = encode_unit(self.codec, self.job, unit, row["number"], self.folder, lambda clips, seconds: None)
+        return {"record": pickle.dumps(record)}
 
 
 def run_ray(
@@ -151,21 +154,23 @@ def run_ray(
     try:
         if begun:
             ray.init(log_to_driver=False, configure_logging=False)
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0)) if device in ("auto", "cuda") else 0
         actors = max(1, min(len(units), gpus or int(resources.get("CPU", 1))))
-        rows = [{"number": number, "unit": unit} for number, unit in units]
+        rows = [{"number": number, "unit": pickle.dumps(unit)} for number, unit in units]
         worker: Any = RayWorker
         made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             worker,
             fn_constructor_args=(job, folder.resolve(), "cuda" if gpus else device if device != "auto" else "cpu"),
-            concurrency=(1, actors),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
             num_cpus=None if gpus else 1,
             num_gpus=1 if gpus else None,
         )
         for row in made.iter_rows():
-            record = row["record"]
+            record = pickle.loads(row["record"])
             progress(record.clips + len(record.rejected), record.seconds)
             yield record
     except ConnectionError as error:
