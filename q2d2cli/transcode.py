@@ -96,7 +96,12 @@ def encode_file(
     """
     started = time.monotonic()
     samples = 0
-    with AudioReader(source, raw) as audio, recording(source) as stop, atomic_output(target) as file:
+    with (
+        open_binary(source) as opened,
+        recording(source) as stop,
+        AudioReader(source, raw, opened) as audio,
+        atomic_output(target) as file,
+    ):
         total = audio.declared / audio.sample_rate if audio.declared is not None else None
 
         def encoded(seconds: float) -> None:
@@ -207,8 +212,11 @@ def decode_file(
             raise FormatError(f"{name} {error}{'' if conceal else what_is_left(source)}") from error
     counts = (position - begin, reader.frames, reader.bytes_read, reader.payload_bytes)
     summary = summarize(source, target, header, *counts, time.monotonic() - started)
+    whole, payload = reader.rates()
     return replace(
         summary,
+        bit_rate=whole,
+        payload_bit_rate=payload,
         damaged_blocks=reader.damaged_blocks,
         lost_blocks=reader.lost_blocks,
         lost_seconds=reader.lost_seconds if conceal else 0.0,

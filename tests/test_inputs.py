@@ -13,7 +13,7 @@ import soundfile
 from conftest import CLIP, Run
 
 from q2d2cli import UsageError
-from q2d2cli.audio import AudioReader
+from q2d2cli.audio import AudioReader, read_original
 from q2d2cli.evaluation.clips import find_clips
 from q2d2cli.training.data import FileCorpus, FilesCorpus, MemoryCorpus, find_audio
 
@@ -153,6 +153,29 @@ def test_rates_of_a_file_with_lost_blocks(run: Run, tiny: Path) -> None:
     whole, lossy = (json.loads(run("info", name, "--json").stdout) for name in ("a.q2d", "b.q2d"))
     assert lossy["lost_blocks"] > 1
     assert lossy["bit_rate"] == pytest.approx(whole["bit_rate"], rel=0.1)
+    decoded = [
+        json.loads(run("decode", name, "-f", "a.wav", "-m", tiny, "--json").stdout) for name in ("a.q2d", "b.q2d")
+    ]
+    for summary, facts in zip(decoded, (whole, lossy), strict=True):
+        assert summary["bit_rate"] == pytest.approx(facts["bit_rate"])
+    assert decoded[1]["payload_bit_rate"] == pytest.approx(decoded[0]["payload_bit_rate"], rel=0.1)
+
+
+def test_audio_that_is_cut_off_is_scored_and_trained_on_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio, rate = soundfile.read(CLIP, frames=16_000)
+    for name in ("a.wav", "b.flac", "c.wav"):
+        soundfile.write(tmp_path / name, audio, rate)
+    for name in ("a.wav", "b.flac"):
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[: len(data) // 2])
+    for _ in range(2):
+        clips = [read_original(path)[0] for path in sorted(tmp_path.iterdir())]
+        assert [len(clip) < 16_000 for clip in clips] == [True, True, False]
+    lines = capsys.readouterr().err.splitlines()
+    assert ["a.wav is damaged or cut off" in line for line in lines] == [True, False]
+    assert ["b.flac is damaged or cut off" in line for line in lines] == [False, True]
 
 
 @pytest.mark.parametrize("kind", [FileCorpus, MemoryCorpus])

@@ -404,8 +404,10 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> No
     assert (tmp_path / "victim").read_bytes() == b"victim"
 
 
-def recorder(folder: Path, tiny: Path, output: str, seconds: float = 6, **more: Any) -> subprocess.Popen[bytes]:
-    """The command at work on a pipe that has given some seconds and gives no more for now."""
+def recorder(
+    folder: Path, tiny: Path, output: str, seconds: float = 6, *, data: bytes = b"", **more: Any
+) -> subprocess.Popen[bytes]:
+    """The command at work on a pipe that has given `data`, or some seconds of WAV, and gives no more for now."""
     process = start(
         *("encode", "-", output, "-m", tiny),
         stdin=subprocess.PIPE,
@@ -415,7 +417,7 @@ def recorder(folder: Path, tiny: Path, output: str, seconds: float = 6, **more: 
         **more,
     )
     assert process.stdin
-    process.stdin.write(CLIP.read_bytes()[: 44 + int(2 * 16_000 * seconds)])
+    process.stdin.write(data or CLIP.read_bytes()[: 44 + int(2 * 16_000 * seconds)])
     process.stdin.flush()
     return process
 
@@ -434,6 +436,20 @@ def test_a_signal_finishes_a_recording(tiny: Path, tmp_path: Path, number: signa
     tokens = Tokens.load(tmp_path / "live.q2d")
     assert 0 < tokens.num_samples <= 6 * 16_000
     assert "kbit/s" in text
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "MP3"])
+def test_a_signal_finishes_a_recording_that_is_not_read_as_it_comes(tiny: Path, tmp_path: Path, kind: str) -> None:
+    audio, rate = soundfile.read(CLIP)
+    soundfile.write(tmp_path / "clip", audio, rate, format=kind)
+    data = (tmp_path / "clip").read_bytes()
+    process = recorder(tmp_path, tiny, "live.q2d", data=data[: len(data) // 2])
+    wait_for(lambda: waiting_bytes(process) == 0)
+    process.send_signal(signal.SIGINT)
+    code, text = outcome(process)
+    assert code == 130, text
+    assert names(tmp_path) == ["clip", "live.q2d"]
+    assert 3 * rate < Tokens.load(tmp_path / "live.q2d").num_samples < 7 * rate
 
 
 def waiting_bytes(process: subprocess.Popen[bytes]) -> int:

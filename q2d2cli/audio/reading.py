@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -16,8 +17,8 @@ import soundfile
 from q2d2cli.audio.checking import check_finite
 from q2d2cli.audio.resampling import Resampler
 from q2d2cli.audio.sources import UNSIZED, RawFormat, check_limits, ffmpeg_source, last_message, open_source
-from q2d2cli.errors import Q2D2Error, muted
-from q2d2cli.files import PIPE
+from q2d2cli.errors import Q2D2Error, muted, report
+from q2d2cli.files import PIPE, open_binary
 
 LOUD = 4.0
 """Samples beyond so many times full scale are warned of: no recording, but numbers at another scale."""
@@ -35,6 +36,7 @@ class AudioReader:
     Args:
         path: any format that libsndfile reads, or ffmpeg where it is installed; `-` is standard input.
         raw: the format of a file without header.
+        opened: `path`, if it is open already.
 
     Attributes:
         sample_rate: Hz.
@@ -48,11 +50,13 @@ class AudioReader:
         Q2D2Error: if it is not audio, or has more than 64 channels or a rate above 1 MHz.
     """
 
-    def __init__(self, path: Path, raw: RawFormat | None = None) -> None:
+    def __init__(self, path: Path, raw: RawFormat | None = None, opened: BinaryIO | None = None) -> None:
         self.name = "standard input" if path == PIPE else str(path)
         self.warnings: list[str] = []
         with ExitStack() as stack:
-            self._source = open_source(path, self.name, raw, stack)
+            if opened is None:
+                opened = stack.enter_context(open_binary(path))
+            self._source = open_source(opened, self.name, raw, stack)
             self._file = self._open(stack)
             self.sample_rate: int = self._file.samplerate
             self.channels: int = self._file.channels
@@ -164,7 +168,7 @@ def message(error: Exception) -> str:
 
 
 def read_mono(path: Path, sample_rate: int) -> np.ndarray:
-    """A whole file as `(samples,)` float32 at `sample_rate`, channels averaged.
+    """A whole file as `(samples,)` float32 at `sample_rate`, channels averaged; warnings are printed.
 
     Raises:
         Q2D2Error: as `AudioReader`.
@@ -174,10 +178,19 @@ def read_mono(path: Path, sample_rate: int) -> np.ndarray:
 
 
 def read_original(path: Path) -> tuple[np.ndarray, int]:
-    """A whole file as `(samples,)` float32, channels averaged, and its own rate, Hz.
+    """A whole file as `(samples,)` float32, channels averaged, and its own rate, Hz; warnings are printed.
 
     Raises:
         Q2D2Error: as `AudioReader`.
     """
     with AudioReader(path) as reader:
-        return np.concatenate([block.mean(axis=0) for block in reader.blocks(10.0)]), reader.sample_rate
+        samples = np.concatenate([block.mean(axis=0) for block in reader.blocks(10.0)])
+    for warning in reader.warnings:
+        warn(warning)
+    return samples, reader.sample_rate
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """Print a warning the first time it comes: files are read again and again."""
+    report(text)

@@ -16,12 +16,11 @@ import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
-from pathlib import Path
 from typing import BinaryIO
 
 from q2d2cli.container.header import MAX_RATE
 from q2d2cli.errors import Q2D2Error
-from q2d2cli.files import explained, open_binary
+from q2d2cli.files import explained
 
 MAX_CHANNELS = 64
 UNSIZED = 0x7FFFF000
@@ -77,21 +76,53 @@ class Source:
     ffmpeg: tuple[subprocess.Popen[bytes], BinaryIO] | None = None
 
 
-def open_source(path: Path, name: str, raw: RawFormat | None, stack: ExitStack) -> Source:
-    """Open a file or standard input so that libsndfile can read it; `stack` closes everything.
+class Incoming(FileIO):
+    """A file that is read as it comes; a signal is the end of all that is not a regular file.
+
+    A read goes on after a signal whose handler raises nothing: it would only be noticed when the next
+    audio comes.
+
+    Args:
+        number: an open descriptor.
+        wake: one that can be read once a signal has come; made if None.
+    """
+
+    def __init__(self, number: int, *, wake: int | None = None, closefd: bool = True) -> None:
+        super().__init__(number, closefd=closefd)
+        self._waits = [number]
+        self._wake = wake
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            if wake is None:
+                self._wake, wake_write = os.pipe()
+                os.set_blocking(wake_write, False)
+                with contextlib.suppress(ValueError):  # not the main thread: then signals are not ours
+                    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+            self._waits = [number, *([] if self._wake is None else [self._wake])]
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As a file's, and nothing after a signal."""
+        if len(self._waits) > 1 and select.select(self._waits, [], [])[0] != self._waits[:1]:
+            return b""
+        return super().read(-1 if size is None else size)
+
+    def again(self) -> Incoming:
+        """The same file under a descriptor of its own."""
+        return Incoming(os.dup(self.fileno()), wake=self._wake)
+
+
+def open_source(opened: BinaryIO, name: str, raw: RawFormat | None, stack: ExitStack) -> Source:
+    """Make an open file or standard input one that libsndfile can read; `stack` closes what that takes.
 
     What can be sought in is read as it is. A pipe with WAV, Ogg or AU is read as it comes; everything
-    else from a pipe is put into a temporary file first. A WAV file that does not know its length is
-    read as raw PCM, from the first sample to the end.
+    else from a pipe is put into a temporary file first, until its end or a signal. A WAV file that does
+    not know its length is read as raw PCM, from the first sample to the end.
 
     Raises:
-        UsageError: if there is no such file or it is a folder.
         Q2D2Error: if it cannot be read, or as `check_limits`; messages have `name`.
     """
-    opened = stack.enter_context(open_binary(path))
     with explained(f"cannot read {name}"):
         # Unbuffered: libsndfile and ffmpeg go on reading where we stop.
-        file = stack.enter_context(FileIO(opened.fileno(), closefd=False))
+        file = stack.enter_context(Incoming(opened.fileno(), closefd=False))
         seekable = stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.tell() == 0
         if raw is not None:
             return Source(forward(file, b"", stack), raw)
@@ -108,7 +139,8 @@ def open_source(path: Path, name: str, raw: RawFormat | None, stack: ExitStack) 
             spool = stack.enter_context(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
             spool.write(head)
             shutil.copyfileobj(file, spool)
-            file = spool
+            spool.seek(0)
+            return Source(spool.fileno(), None, True, not head.startswith(QUIET))
         file.seek(0)
         return Source(file.fileno(), None, True, not head.startswith(QUIET))
 
@@ -166,29 +198,21 @@ def read_fully(file: FileIO, size: int) -> bytes:
     return data
 
 
-def forward(source: FileIO, start: bytes, stack: ExitStack) -> int:
-    """A pipe that gives `start` and then what comes from `source`.
+def forward(source: Incoming, start: bytes, stack: ExitStack) -> int:
+    """A pipe that gives `start` and then what comes from `source`, until its end or a signal.
 
-    libsndfile goes on reading through signals: an interrupt must end its input, or it would only be
-    noticed when the next audio comes. It also stops reading at the end of the audio, which may be
-    before the end of the pipe.
+    libsndfile reads on through signals. It also stops at the end of the audio, which may be before the
+    end of the pipe.
     """
     read_end, write_end = os.pipe()
     stack.callback(os.close, read_end)
     # The thread's own, which it closes: others may get the numbers of those that are closed here.
-    own = FileIO(os.dup(source.fileno()))
-    waits = [own.fileno()]
-    if not stat.S_ISREG(os.fstat(own.fileno()).st_mode):
-        wake_read, wake_write = os.pipe()
-        os.set_blocking(wake_write, False)
-        with contextlib.suppress(ValueError):  # not the main thread: then signals are not ours
-            signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        waits.append(wake_read)
+    own = source.again()
 
     def copy() -> None:
         with contextlib.suppress(BrokenPipeError), own, os.fdopen(write_end, "wb", buffering=0) as sink:
             sink.write(start)
-            while select.select(waits, [], [])[0] == waits[:1] and (data := own.read(65536)):
+            while data := own.read(65536):
                 sink.write(data)
 
     threading.Thread(target=copy, daemon=True).start()

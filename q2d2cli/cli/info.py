@@ -61,9 +61,6 @@ def describe(path: Path) -> dict[str, Any]:
     header, samples = reader.header, reader.num_samples or 0
     group = group_frames(header.quantizer.sizes)
     duration = samples / header.original_rate
-    # What is lost has no bytes, and would make the rate of the rest look low.
-    lost = reader.lost_blocks * header.frames_per_block
-    there = duration * max(0, reader.frames - lost) / reader.frames if reader.frames else 0.0
     return {
         "file": str(path),
         "version": ".".join(map(str, header.version)),
@@ -94,7 +91,7 @@ def describe(path: Path) -> dict[str, Any]:
         "metadata_blocks": reader.metadata_blocks,
         "bytes": reader.bytes_read,
         "payload_bytes": reader.payload_bytes,
-        "bit_rate": 8 * reader.bytes_read / there if there else None,
+        "bit_rate": reader.rates()[0] or None,
         "payload_bit_rate": header.bit_rate,
     }
 

@@ -203,6 +203,7 @@ class Reader:
         self.num_samples = self.header.num_samples
         self.payload_bytes = self.frames = self.data_blocks = self.damaged_blocks = self.lost_blocks = 0
         self.parity_blocks = self.metadata_blocks = self.other_blocks = 0
+        self._skipped_frames = self._skipped_bytes = 0
         self.faults: list[Fault] = []
         self._scanner = Scanner(file, self.header, self._begin)
         self._gap: int | None = None
@@ -240,6 +241,23 @@ class Reader:
             self.file.seek(self._origin + offset)
             self._scanner = Scanner(self.file, self.header, offset)
             self.data_blocks, self.frames = number, number * self.header.frames_per_block
+            self._skipped_frames, self._skipped_bytes = self.frames, offset - self._begin
+
+    def rates(self) -> tuple[float, float]:
+        """Bits per second of what was read, all channels: of everything, and of the payload; 0 without audio.
+
+        Lost blocks have no bytes and do not count: they would make the rates look low.
+        """
+        if not self.frames:
+            return 0.0, 0.0
+        seconds = self.frames / self.header.frame_rate
+        if self.num_samples is not None:
+            seconds = min(seconds, self.num_samples / self.header.original_rate)
+        lost = self.lost_blocks * self.header.frames_per_block
+        seconds *= max(0, self.frames - self._skipped_frames - lost) / self.frames
+        if not seconds:
+            return 0.0, 0.0
+        return 8 * (self.bytes_read - self._skipped_bytes) / seconds, 8 * self.payload_bytes / seconds
 
     def blocks(self) -> Iterator[Block]:
         """Checked data blocks, up to and including a check of the end block.
