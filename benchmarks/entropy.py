@@ -1,0 +1,120 @@
+"""Bits per frame with each kind of context model, on audio of speakers that it has not seen, and what coding costs.
+
+    python benchmarks/entropy.py --train data/speech/train --test data/speech/test
+
+For each model that is here: packed, tables of counts, adaptive tables, and the recurrent network of the model's own
+folder. Every file is cut into blocks as its .q2d would be, and the bits are those of the payload's whole bytes.
+Times are processor time of coding against that of the network's encoder or decoder, for one long file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from q2d2cli import Codec, checkpoints
+from q2d2cli.audio.finding import audio_files
+from q2d2cli.audio.reading import read_mono
+from q2d2cli.codec import Tokens
+from q2d2cli.container.coding import library
+from q2d2cli.container.coding.blocks import BlockCoder
+from q2d2cli.container.coding.context import ContextModel
+from q2d2cli.container.coding.tables import TableModel
+from q2d2cli.container.packing import pack
+from q2d2cli.errors import Q2D2Error
+from q2d2cli.training.context import ADAPTIVE_STEP, count_tables, gather
+
+
+def blocks_of(tokens: Tokens) -> list[np.ndarray]:
+    """A file's blocks, `(1, frames, pairs)` each."""
+    size = tokens.header.frames_per_block
+    indices = tokens.indices.numpy()
+    return [indices[:, begin : begin + size] for begin in range(0, indices.shape[1], size)]
+
+
+def spent(blocks: list[np.ndarray], sizes: tuple[int, ...], model: ContextModel | None) -> int:
+    """Payload bits of blocks; where packing is smaller a block is packed."""
+    packed = [len(pack(block[0], sizes)) for block in blocks]
+    coded = packed if model is None else map(len, BlockCoder(model).encode(blocks))
+    return 8 * sum(map(min, packed, coded))
+
+
+def speakers(folder: Path, minutes: float, codec: Codec, effort: int) -> dict[str, list[Tokens]]:
+    """Tokens of files of each speaker, up to so many minutes."""
+    rng = np.random.default_rng(0)
+    found: dict[str, list[Tokens]] = {}
+    for path in rng.permutation(np.array(audio_files(folder), dtype=object)):
+        files = found.setdefault(path.parent.name, [])
+        if sum(tokens.duration for tokens in files) < 60 * minutes:
+            files.append(codec.encode(read_mono(path, codec.sample_rate), codec.sample_rate, effort=effort))
+    return found
+
+
+def seconds(function: object, *arguments: object) -> float:
+    """Processor time of a call, the second one."""
+    for _ in range(2):
+        started = time.process_time()
+        function(*arguments)  # type: ignore[operator]
+        taken = time.process_time() - started
+    return taken
+
+
+def cost(codec: Codec, model: ContextModel, folder: Path, length: float) -> tuple[float, float]:
+    """Shares of the network's time that coding takes, encoding and decoding, for one file of so many seconds."""
+    samples = np.concatenate([read_mono(path, codec.sample_rate) for path in audio_files(folder)[:200]])
+    samples = samples[: round(length * codec.sample_rate)]
+    tokens = codec.encode(samples, codec.sample_rate)
+    coder, blocks = BlockCoder(model), blocks_of(tokens)
+    coded, frames = coder.encode(blocks), [block.shape[1] for block in blocks]
+    return (
+        seconds(coder.encode, blocks) / seconds(codec.encode, samples, codec.sample_rate),
+        seconds(coder.decode, coded, frames, 1) / seconds(codec.decode, tokens),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help="all that are here if none is named")
+    parser.add_argument("--train", type=Path, help="audio to count for the tables; without it they are left out")
+    parser.add_argument("--test", type=Path, required=True, help="audio to measure on, a folder a speaker")
+    parser.add_argument("--minutes", type=float, default=60, help="of audio to count")
+    parser.add_argument("--test-minutes", type=float, default=2, help="of each test speaker")
+    parser.add_argument("--effort", type=int, default=0, help="rounds of search when encoding the test audio")
+    parser.add_argument("--cost-seconds", type=float, default=120, help="length of the file that is timed; 0 for none")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| model | coded | bits a frame | saved | kbit/s | of encode | of decode |\n|---|---|---|---|---|---|---|")
+    for name in arguments.models or [checkpoint.config.name for checkpoint in checkpoints.available()]:
+        codec = Codec.from_pretrained(name, "cpu")
+        files = speakers(arguments.test, arguments.test_minutes, codec, arguments.effort)
+        blocks = [block for some in files.values() for tokens in some for block in blocks_of(tokens)]
+        kinds: dict[str, ContextModel | None] = {"packed": None}
+        if arguments.train:
+            counted = gather(codec, arguments.train, arguments.minutes, 0, lambda what, done, total: None)
+            kinds["static tables"] = TableModel(count_tables(counted, codec.quantizer, 0))
+            kinds["adaptive tables"] = TableModel(count_tables(counted, codec.quantizer, ADAPTIVE_STEP))
+        try:
+            kinds["recurrent"] = library.load(checkpoints.find(name).folder / library.CONTEXT_NAME)
+        except Q2D2Error as error:
+            print(f"{name}: {error}")
+        full = codec.quantizer.bits_per_frame
+        for kind, model in kinds.items():
+            bits = spent(blocks, codec.quantizer.sizes, model) / sum(block.shape[1] for block in blocks)
+            row = (
+                f"| {codec.name} | {kind} | {bits:.2f} | {1 - bits / full:.1%} | {bits * codec.frame_rate / 1000:.2f} |"
+            )
+            if model is None or not arguments.cost_seconds:
+                print(row + " | |", flush=True)
+                continue
+            encode, decode = cost(codec, model, arguments.test, arguments.cost_seconds)
+            print(f"{row} {encode:.1%} | {decode:.1%} |", flush=True)
+        count = sum(tokens.duration for some in files.values() for tokens in some) / 60
+        print(f"| | {len(files)} speakers, {count:.1f} minutes | of {full:.2f} | | | | |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
