@@ -182,6 +182,7 @@ def train(tokens: np.ndarray, spec: QuantizerSpec, steps: int, seed: int, report
     rows, frames, _ = known.shape
     length = min(FRAMES, frames)
     smoothed = spec.bits_per_frame
+    bf16 = has_bfloat16(torch.device("cpu"))
     for step in range(steps):
         rate = min(1.0, (step + 1) / 30) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
@@ -189,7 +190,8 @@ def train(tokens: np.ndarray, spec: QuantizerSpec, steps: int, seed: int, report
         row = torch.randint(rows, (BATCH,), generator=generator)
         begin = torch.randint(frames - length + 1, (BATCH,), generator=generator)
         crops = known[row[:, None], begin[:, None] + torch.arange(length)]
-        bits = network.bits(crops)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            bits = network.bits(crops)
         optimizer.zero_grad()
         bits.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)

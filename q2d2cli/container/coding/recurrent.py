@@ -140,14 +140,13 @@ class RecurrentModel(ContextModel):
 
         Args:
             pair: its number.
-            sums: `(rows, 2 * units + pairs * width)`, `state @ self.state`.
+            sums: `(rows, pairs * width)`, `state @ self.state` from its column `2 * units` on.
             indices: `(rows, pairs)` of this frame; those from `pair` on have no influence.
 
         Returns:
             `(rows, points)` uint64.
         """
-        begin = 2 * self.units + pair * self.width
-        hidden = sums[:, begin : begin + self.width] + self.hidden_bias[pair]
+        hidden = sums[:, pair * self.width : (pair + 1) * self.width] + self.hidden_bias[pair]
         for earlier in range(pair):
             hidden += self.within[pair, earlier][indices[:, earlier]]
         hidden *= np.float32(2.0 ** (HIDDEN_BITS - PRE_BITS))
@@ -167,6 +166,7 @@ class RecurrentModel(ContextModel):
         state = np.zeros((rows, self.units), np.float32)
         before = np.tile(self.first(), (rows, 1))
         recurrent = np.ascontiguousarray(self.state[:, : 2 * self.units])
+        hidden = np.ascontiguousarray(self.state[:, 2 * self.units :])
         states = np.zeros((frames, rows, self.units), np.float32)
         for frame in range(frames):
             alive = int((lengths > frame).sum())
@@ -176,7 +176,7 @@ class RecurrentModel(ContextModel):
         found = np.empty((frames, rows, pairs, 3), np.int64)
         for begin in range(0, frames, 64):
             piece = states[begin : begin + 64]
-            sums = piece.reshape(-1, self.units) @ self.state
+            sums = piece.reshape(-1, self.units) @ hidden
             known = indices[:, begin : begin + 64].transpose(1, 0, 2).reshape(-1, pairs)
             for pair in range(pairs):
                 counts = self.counts(pair, sums, known)
@@ -198,7 +198,7 @@ class RecurrentPredictor(Predictor):
         if pair == 0:
             self._state = self._model.step(self._state, self._sums, self._indices)
             self._sums = self._state @ self._model.state
-        return self._model.counts(pair, self._sums, self._indices)
+        return self._model.counts(pair, self._sums[:, 2 * self._model.units :], self._indices)
 
     def take(self, pair: int, indices: np.ndarray) -> None:
         """As `Predictor.take`."""
