@@ -98,7 +98,7 @@ def main() -> None:
             kinds["static tables"] = TableModel(count_tables(counted, codec.quantizer, 0))
             kinds["adaptive tables"] = TableModel(count_tables(counted, codec.quantizer, ADAPTIVE_STEP))
         try:
-            kinds["recurrent"] = library.load(checkpoints.find(name).folder / library.CONTEXT_NAME)
+            kinds["recurrent"] = library.load(checkpoints.find(name).folder / checkpoints.CONTEXT_NAME)
         except Q2D2Error as error:
             print(f"{name}: {error}")
         full = codec.quantizer.bits_per_frame

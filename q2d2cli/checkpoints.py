@@ -26,6 +26,8 @@ DEFAULT_MODEL = "speech-3k"
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
+CONTEXT_NAME = "context.safetensors"
+"""The context model for entropy coding; a model need not have it."""
 DISCRIMINATORS_NAME = "discriminators.safetensors"
 """For fine-tuning; a model need not have it."""
 EARLIER_NAME = "earlier.json"
@@ -190,12 +192,12 @@ def find_weights(name: str, wanted: bytes) -> Checkpoint:
 
 
 def fetch(hub_id: str) -> Path:
-    """Download a model's two files from the Hugging Face Hub (cached); returns their folder."""
+    """Download a model's files from the Hugging Face Hub (cached); returns their folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CARD_NAME]))
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, CONTEXT_NAME]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(

@@ -16,8 +16,9 @@ from torch import Tensor
 from q2d2cli import checkpoints
 from q2d2cli.arrays import as_integers, as_waveform, whole_number
 from q2d2cli.checkpoints import DEFAULT_MODEL
+from q2d2cli.container.coding import library
 from q2d2cli.container.header import FormatError, Header, Payload, block_frames
-from q2d2cli.container.stream import Reader, Writer
+from q2d2cli.container.stream import PACKED_TOGETHER, Reader, Writer
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output
 from q2d2cli.latency import LIVE_BLOCK_SECONDS, Latency, latency, live_frames
@@ -88,37 +89,39 @@ class Tokens:
 
     @property
     def bit_rate(self) -> float:
-        """Payload bits per second of all channels."""
+        """Payload bits per second of all channels, before entropy coding."""
         return self.header.bit_rate
 
-    def save(self, file: str | Path | BinaryIO, robust: bool | None = None, *, overwrite: bool = False) -> None:
+    def save(self, file: str | Path | BinaryIO, payload: Payload | None = None, *, overwrite: bool = False) -> None:
         """Write a .q2d file (whole or not at all).
 
         Args:
             file: its path, or a file open for writing in binary.
-            robust: whether each index gets a field of its own, so that a flipped bit damages one
-                index and not the file; as the header says if None.
+            payload: `coded` (entropy coded, the smallest; needs the model's context model), `packed`, or
+                `robust` (each index in a field of its own, so that a flipped bit damages one index and
+                not the file); as the header says if None.
             overwrite: whether to replace a file that is there.
 
         Raises:
-            UsageError: if the file exists and is not to be overwritten, or the grids are too large
-                for a robust payload.
+            UsageError: if the file exists and is not to be overwritten, the grids are too large
+                for a robust payload, or there is no context model for a coded one.
             Q2D2Error: if it cannot be written.
         """
-        header = self.header if robust is None else with_payload(self.header, "robust" if robust else "packed")
+        header = self.header if payload is None else with_payload(self.header, payload)
         with ExitStack() as stack:
             if isinstance(file, str | Path):
                 if Path(file).exists() and not overwrite:
                     raise UsageError(f"{file} already exists: pass overwrite=True to replace it")
                 file = stack.enter_context(atomic_output(Path(file)))
             check_binary(file)
-            writer = Writer(file, header)
+            writer = Writer(file, header, PACKED_TOGETHER)
             writer.write(self.indices.numpy())
             writer.close(self.num_samples)
 
     @classmethod
     def load(cls, file: str | Path | BinaryIO, start: float = 0.0, duration: float | None = None) -> Tokens:
-        """Read a .q2d file, or a part of it; needs no model.
+        """Read a .q2d file, or a part of it; needs no model, but an entropy-coded one needs
+        its context model.
 
         Args:
             file: its path, or a file open for reading in binary.
@@ -129,7 +132,7 @@ class Tokens:
         Raises:
             UsageError: if `start` or `duration` is negative, or `start` is behind the end.
             Q2D2Error: if the file cannot be read, is truncated or damaged (a robust one: if more
-                than its pair indices is damaged).
+                than its pair indices is damaged), or its context model is not here.
         """
         name = str(file) if isinstance(file, str | Path) else getattr(file, "name", "the file")
         try:
@@ -158,6 +161,7 @@ class Codec:
         name: model name.
         fingerprint: identifies the weights (8 bytes).
         device: where it computes.
+        context: the context model for entropy coding; None if there is none for these weights.
     """
 
     def __init__(self, model: CodecModel, fingerprint: bytes, device: torch.device) -> None:
@@ -165,6 +169,7 @@ class Codec:
         self.config = model.config
         self.name = model.config.name
         self.quantizer = model.config.quantizer.spec()
+        self.context = library.find_for(fingerprint)
 
     @classmethod
     def from_pretrained(cls, name: str | Path = DEFAULT_MODEL, device: str = "auto") -> Codec:
@@ -181,6 +186,7 @@ class Codec:
         """
         target = pick_device(device)
         checkpoint = checkpoints.find(str(name))
+        library.add_folder(checkpoint.folder)
         return cls(checkpoints.load(checkpoint, target), checkpoint.fingerprint(), target)
 
     @property
@@ -215,6 +221,8 @@ class Codec:
                 channels=whole_number(channels, "number of channels"),
                 num_samples=None if num_samples is None else whole_number(num_samples, "number of samples"),
                 frames_per_block=1,
+                payload="packed" if self.context is None else "coded",
+                context=b"" if self.context is None else self.context.fingerprint,
             )
             return with_blocks(header)
         except ValueError as error:
@@ -357,7 +365,7 @@ class Codec:
         channels: int = 1,
         *,
         num_samples: int | None = None,
-        payload: Payload = "packed",
+        payload: Payload | None = None,
         block_seconds: float | None = None,
         chunk_seconds: float | None = CHUNK_SECONDS,
         effort: int = 0,
@@ -369,7 +377,7 @@ class Codec:
             sample_rate: of the audio, Hz.
             channels: of the audio.
             num_samples: per channel of the whole, if known; for the encoder's `header`, as is the next.
-            payload: how a file or stream holds the indices.
+            payload: how a file or stream holds the indices; entropy coded if possible if None.
             block_seconds: for live streams, instead of `chunk_seconds`: about how much audio each piece and each
                 block of the stream holds, 5 at most; the encoder gives it as soon as it can be known.
             chunk_seconds: audio that is handled at once; None for all.
@@ -377,11 +385,13 @@ class Codec:
             on_progress: called with the seconds encoded so far, after each chunk and each round of a search.
 
         Raises:
-            UsageError: as `encode`; if the model's grids are too large for a robust payload; if
+            UsageError: as `encode`; if the model's grids are too large for a robust payload, or it has no
+                context model for a coded one; if
                 `block_seconds` is out of range, or given with an effort above 0 or for a model that sees the
                 whole recording at once.
         """
-        header = with_payload(self.header(sample_rate, channels, num_samples), payload)
+        header = self.header(sample_rate, channels, num_samples)
+        header = header if payload is None else with_payload(header, payload)
         if block_seconds is not None:
             if not 0 < block_seconds <= PASS_SECONDS:
                 raise UsageError(f"live blocks of {block_seconds:g} s: give more than 0 and at most {PASS_SECONDS:g}")
@@ -500,13 +510,13 @@ def read_part(reader: Reader, start: float, duration: float | None) -> tuple[lis
     first = begin * header.sample_rate // (header.original_rate * header.hop)
     # The whole file is checked up to its end block.
     last = None if duration is None or end is None else header.frames_for(end)
-    blocks = list(reader.part(first, last))
+    found = list(reader.unpacked(reader.part(first, last)))
     if end is None:
         _, end = sample_range(header, reader.num_samples, start, duration)
     assert end is not None
-    pieces = reader.unpack_all(blocks)
-    if blocks:
-        pieces[0] = pieces[0][:, max(0, first - blocks[0].first) :]
+    pieces = [indices for _, indices in found if indices is not None]
+    if pieces:
+        pieces[0] = pieces[0][:, max(0, first - found[0][0].first) :]
     # What is before `start` in its frame belongs to the part.
     return pieces, end - -(-first * header.hop * header.original_rate // header.sample_rate)
 
@@ -540,12 +550,18 @@ def with_payload(header: Header, payload: Payload) -> Header:
     """`header` with another payload mode, and blocks that suit it.
 
     Raises:
-        UsageError: if the grids are too large for it.
+        UsageError: if the grids are too large for it, or there is no context model for it.
     """
     if header.payload == payload:
         return header
+    model = library.find_for(header.fingerprint) if payload == "coded" else None
+    if payload == "coded" and model is None:
+        raise UsageError(
+            f"no context model for the weights {header.fingerprint.hex()} of model {header.model!r} here: "
+            "make one with q2d2 context, or choose payload packed"
+        )
     try:
-        return with_blocks(replace(header, payload=payload))
+        return with_blocks(replace(header, payload=payload, context=b"" if model is None else model.fingerprint))
     except ValueError as error:
         raise UsageError(str(error)) from error
 

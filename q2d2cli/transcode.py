@@ -13,8 +13,9 @@ import numpy as np
 from q2d2cli.audio import AudioReader, RawFormat, open_sink
 from q2d2cli.codec import Codec, sample_range
 from q2d2cli.concealment import Concealer
-from q2d2cli.container.header import FormatError, Header
-from q2d2cli.container.stream import Fault, Reader, Writer
+from q2d2cli.container.header import FormatError, Header, Payload
+from q2d2cli.container.payload import coder_for
+from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.errors import Q2D2Error, report
 from q2d2cli.files import PIPE, atomic_output, open_binary, regular_file
 from q2d2cli.signals import Stop
@@ -69,7 +70,7 @@ def encode_file(
     source: Path,
     target: Path,
     progress: Progress | None = None,
-    robust: bool = False,
+    payload: Payload | None = None,
     effort: int = 0,
     raw: RawFormat | None = None,
     *,
@@ -82,14 +83,14 @@ def encode_file(
         source: the audio file.
         target: the .q2d file.
         progress: called now and then.
-        robust: whether the file's payload is to survive flipped bits and lost blocks.
+        payload: the payload mode; None for coded where the model has a context model, else packed.
         effort: as `Codec.encode` takes it.
         raw: the format of audio without header.
         live: seconds of audio in a block; each is written as soon as it can be known. None for files.
 
     Raises:
-        UsageError: if there is no such file, the target's folder cannot be written to, or the
-            model's grids are too large for a robust payload.
+        UsageError: if there is no such file, the target's folder cannot be written to, the
+            model's grids are too large for a robust payload, or it has no context model for a coded one.
         Q2D2Error: if it is not audio, is empty or holds NaN; nothing is left at `target` then.
         KeyboardInterrupt, SystemExit: if a signal asks for an end. From a pipe (a recording, say) what
             was heard until then is encoded and written instead.
@@ -112,7 +113,7 @@ def encode_file(
             audio.sample_rate,
             audio.channels,
             num_samples=audio.num_samples,
-            payload="robust" if robust else "packed",
+            payload=payload,
             block_seconds=live,
             effort=effort,
             on_progress=encoded,
@@ -187,6 +188,8 @@ def decode_file(
             header = reader.header
             begin, end = sample_range(header, reader.length(), start, duration)
             codec = codec_for(header)
+            if header.payload == "coded":
+                coder_for(header)  # without its context model there is nothing to conceal
             live = is_live(source, header)
             try:
                 decoder = codec.stream_decoder(header, chunk_seconds=0 if live else CHUNK_SECONDS, start=begin)
@@ -198,7 +201,7 @@ def decode_file(
             if live:
                 file.flush()  # the header: a player opens the sound card
             position = begin
-            for piece in decoded(reader, decoder, conceal):
+            for piece in decoded(reader, decoder):
                 wanted = piece if end is None else piece[:, : end - position]
                 position += wanted.shape[1]
                 sink.write(wanted)
@@ -224,7 +227,7 @@ def decode_file(
     )
 
 
-def decoded(reader: Reader, decoder: StreamDecoder, conceal: bool) -> Iterator[np.ndarray]:
+def decoded(reader: Reader, decoder: StreamDecoder) -> Iterator[np.ndarray]:
     """Audio in pieces, from the decoder's start on."""
     first, at = decoder.first_frame, decoder.start
     concealer = Concealer(reader.header, first)
@@ -235,16 +238,9 @@ def decoded(reader: Reader, decoder: StreamDecoder, conceal: bool) -> Iterator[n
             yield concealer.fade(piece, at) if concealer.gaps else piece
             at += piece.shape[1]
 
-    for block in reader.part(first, None):
+    for block, indices in reader.unpacked(reader.part(first, None)):
         skipped = max(0, first - block.first)
-        try:
-            lost = conceal and block.state == "lost"
-            indices = None if lost else reader.unpack(block)[:, skipped:]
-        except FormatError:
-            if not conceal:
-                raise
-            indices = None
-        filled = concealer.lose(block.frames - skipped) if indices is None else concealer.push(indices)
+        filled = concealer.lose(block.frames - skipped) if indices is None else concealer.push(indices[:, skipped:])
         for part in filled:
             yield from sound(decoder.push(part))
     for part in concealer.finish():

@@ -229,7 +229,7 @@ def test_another_process_with_other_threads_reads_them(threads: int, tmp_path: P
 @pytest.mark.parametrize("kind", MODELS)
 def test_files_of_context_models(kind: library.Kind, tmp_path: Path) -> None:
     tensors = {"static": table_tensors(0), "adaptive": table_tensors(200), "recurrent": recurrent_tensors()}[kind]
-    path = tmp_path / "m" / library.CONTEXT_NAME
+    path = tmp_path / "m" / checkpoints.CONTEXT_NAME
     path.parent.mkdir()
     library.save(path, kind, tensors, b"12345678")
     model = library.load(path)
@@ -244,10 +244,10 @@ def test_found_by_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("Q2D2_MODELS", str(tmp_path))
     for name, step in (("a", 0), ("b", 7)):
         (tmp_path / name).mkdir()
-        library.save(tmp_path / name / library.CONTEXT_NAME, "adaptive", table_tensors(step), b"12345678")
+        library.save(tmp_path / name / checkpoints.CONTEXT_NAME, "adaptive", table_tensors(step), b"12345678")
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / library.CONTEXT_NAME).write_bytes(b"none")
-    wanted = library.load(tmp_path / "b" / library.CONTEXT_NAME)
+    (tmp_path / "broken" / checkpoints.CONTEXT_NAME).write_bytes(b"none")
+    wanted = library.load(tmp_path / "b" / checkpoints.CONTEXT_NAME)
     assert library.find(wanted.fingerprint, "a") is wanted
     with pytest.raises(Q2D2Error, match=r"needs the context model 00.* of model 'x', which is not here: put"):
         library.find(bytes(8), "x")
@@ -320,7 +320,7 @@ def test_the_command_makes_one(run: Run, tiny: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     (data / "clip.wav").write_bytes(CLIP.read_bytes())
-    out = tmp_path / library.CONTEXT_NAME
+    out = tmp_path / checkpoints.CONTEXT_NAME
     command = ("context", tiny, "--data", data, "--out", out, "--minutes", "0.2")
     done = run(*command, "--steps", "2")
     assert done.returncode == 0, done.stderr

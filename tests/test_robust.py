@@ -152,9 +152,9 @@ def test_wide_fields_have_a_labelling_and_wider_ones_are_refused(tmp_path: Path)
     np.testing.assert_array_equal(labelling.points[labelling.codes], np.arange(3700))
     tokens = make_tokens(QuantizerSpec("rectangular", (257, 256)), 3)
     with pytest.raises(UsageError, match=r"65792 points is out of range.*65536"):
-        tokens.save(tmp_path / "large.q2d", robust=True)
+        tokens.save(tmp_path / "large.q2d", payload="robust")
     assert list(tmp_path.iterdir()) == []
-    tokens.save(tmp_path / "large.q2d", robust=False)
+    tokens.save(tmp_path / "large.q2d", payload="packed")
 
 
 # Fields.
@@ -221,7 +221,7 @@ def test_modes_rates_and_blocks(tmp_path: Path) -> None:
     size = block_frames(SHIPPED, 500, 1, "packed", 2000)
     tokens = make_tokens(frames=2000, channels=1, block=size)
     tokens.save(tmp_path / "packed.q2d")
-    tokens.save(tmp_path / "robust.q2d", robust=True)
+    tokens.save(tmp_path / "robust.q2d", payload="robust")
     packed, robust = Tokens.load(tmp_path / "packed.q2d"), Tokens.load(tmp_path / "robust.q2d")
     assert torch.equal(packed.indices, robust.indices)
     assert packed.header.payload == "packed"
@@ -235,7 +235,7 @@ def test_modes_rates_and_blocks(tmp_path: Path) -> None:
         assert block_frames(QuantizerSpec("rhombic", levels), rate, 1, "robust") <= rate
     # The mode stays unless another one is asked for, and the way back leaves no trace.
     robust.save(tmp_path / "again.q2d")
-    robust.save(tmp_path / "back.q2d", robust=False)
+    robust.save(tmp_path / "back.q2d", payload="packed")
     assert (tmp_path / "again.q2d").read_bytes() == (tmp_path / "robust.q2d").read_bytes()
     assert (tmp_path / "back.q2d").read_bytes() == (tmp_path / "packed.q2d").read_bytes()
 
@@ -451,7 +451,7 @@ def test_packed_speech_is_refused_after_the_channel(
 def test_channel_command_has_manners(run: Run, tmp_path: Path) -> None:
     tokens = make_tokens()
     source, target = tmp_path / "in.q2d", tmp_path / "out.q2d"
-    tokens.save(source, robust=True)
+    tokens.save(source, payload="robust")
 
     def refused(code: int, words: str, *arguments: str | Path) -> None:
         result = run("channel", *arguments)

@@ -40,7 +40,8 @@ def context(
 
     q2d2 context speech-1k --data data/speech/train
     """
-    from q2d2cli.container.coding.library import CONTEXT_NAME, KINDS
+    from q2d2cli.checkpoints import CONTEXT_NAME
+    from q2d2cli.container.coding.library import KINDS
 
     if kind not in KINDS:
         raise UsageError(f"unknown kind {kind!r}: choose from {', '.join(KINDS)}")

@@ -29,6 +29,7 @@ from q2d2cli.latency import LIVE_BLOCK_SECONDS
 
 if TYPE_CHECKING:
     from q2d2cli.audio import RawFormat
+    from q2d2cli.container.header import Payload
     from q2d2cli.transcode import Progress, Summary
 
 
@@ -48,6 +49,14 @@ def encode(
     robust: Annotated[
         bool, typer.Option("--robust", help="Payload that survives flipped bits and lost blocks; costs some bits.")
     ] = False,
+    payload: Annotated[
+        str | None,
+        typer.Option(
+            "--payload",
+            help="coded (fewest bits), packed (needs no context model) or robust.",
+            show_default="coded if the model has a context model",
+        ),
+    ] = None,
     effort: Annotated[
         int,
         typer.Option(
@@ -90,6 +99,7 @@ def encode(
 
     planned = plan(paths, out_dir, ".q2d", AUDIO_SUFFIXES, check_name)
     check_jobs(planned.jobs, out_dir, force)
+    mode = payload_mode(payload, robust)
     form = input_format(raw, rate, channels, sample_format)
     name = choose(model, bitrate)
     if block is not None and not live:
@@ -102,7 +112,7 @@ def encode(
     codec = Codec.from_pretrained(name, device)
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
-        return encode_file(codec, source, target, progress, robust, effort, form, live=seconds)
+        return encode_file(codec, source, target, progress, mode, effort, form, live=seconds)
 
     return convert_all(planned, out_dir, force, quiet, as_json, convert, 1 if effort else files_at_once())
 
@@ -136,6 +146,23 @@ def input_format(raw: bool, rate: int | None, channels: int | None, sample_forma
     if rate is None:
         raise UsageError("--raw needs --rate: audio without header does not say its sample rate")
     return RawFormat(rate, channels or 1, SAMPLE_FORMATS[name])
+
+
+def payload_mode(payload: str | None, robust: bool) -> Payload | None:
+    """The payload mode that `--payload` and `--robust` ask for, None if neither does.
+
+    Raises:
+        UsageError: if there is no such mode, or they contradict each other.
+    """
+    from q2d2cli.container.header import PAYLOADS
+
+    if payload is None:
+        return "robust" if robust else None
+    if payload not in PAYLOADS:
+        raise UsageError(f"unknown payload {payload!r}: choose from {', '.join(PAYLOADS)}")
+    if robust and payload != "robust":
+        raise UsageError(f"--robust and --payload {payload} contradict each other: give one of them")
+    return payload
 
 
 def choose(model: str | None, bitrate: int | None) -> str:

@@ -61,6 +61,12 @@ def describe(path: Path) -> dict[str, Any]:
     header, samples = reader.header, reader.num_samples or 0
     group = group_frames(header.quantizer.sizes)
     duration = samples / header.original_rate
+    tokens, bits, rate = reader.frames * header.channels, header.bits_per_frame, header.bit_rate
+    if header.payload == "coded" and tokens:
+        # Of the frames that are there.
+        there = tokens - reader.lost_blocks * header.frames_per_block * header.channels
+        bits = 8 * reader.payload_bytes / max(1, there)
+        rate = bits * header.frame_rate * header.channels
     return {
         "file": str(path),
         "version": ".".join(map(str, header.version)),
@@ -71,7 +77,8 @@ def describe(path: Path) -> dict[str, Any]:
         "points": list(header.quantizer.sizes),
         "codebook": header.quantizer.codebook_size,
         "payload": header.payload,
-        "bits_per_frame": round(header.bits_per_frame, 4),
+        "context": header.context.hex() or None,
+        "bits_per_frame": round(bits, 4),
         "packed_bits_per_frame": number_bits(header.quantizer.codebook_size, group) / group,
         "hop": header.hop,
         "model_rate": header.sample_rate,
@@ -81,7 +88,7 @@ def describe(path: Path) -> dict[str, Any]:
         "samples": samples,
         "duration": duration,
         "frames": reader.frames,
-        "tokens": reader.frames * header.channels,
+        "tokens": tokens,
         "blocks": reader.data_blocks,
         "damaged_blocks": reader.damaged_blocks,
         "lost_blocks": reader.lost_blocks,
@@ -92,7 +99,7 @@ def describe(path: Path) -> dict[str, Any]:
         "bytes": reader.bytes_read,
         "payload_bytes": reader.payload_bytes,
         "bit_rate": reader.rates()[0] or None,
-        "payload_bit_rate": header.bit_rate,
+        "payload_bit_rate": rate,
     }
 
 
@@ -108,6 +115,9 @@ def as_text(facts: dict[str, Any]) -> str:
     if facts["payload"] == "robust":
         extra = facts["bits_per_frame"] / facts["packed_bits_per_frame"] - 1
         payload += f" (packed {facts['packed_bits_per_frame']:.3f}: robust costs {extra:.1%} more)"
+    if facts["payload"] == "coded":
+        saved = 1 - facts["bits_per_frame"] / facts["packed_bits_per_frame"]
+        payload += f" (packed {facts['packed_bits_per_frame']:.3f}: {saved:.1%} saved), context {facts['context']}"
     rows = [
         ("file", f"{facts['file']} (.q2d version {facts['version']}, {state})"),
         (

@@ -82,9 +82,9 @@ def damage_file(data: bytes, channel: Channel) -> bytes:
 def channel_header(header: Header, payload: Payload) -> Header:
     """The header with which tokens go over a channel in this payload mode: in blocks of a robust file in both."""
     if header.payload == "robust":
-        return replace(header, payload=payload)
+        return replace(header, payload=payload, context=b"")
     size = block_frames(header.quantizer, header.frame_rate, header.channels, "robust")
-    return replace(header, payload=payload, frames_per_block=size)
+    return replace(header, payload=payload, context=b"", frames_per_block=size)
 
 
 def damage_indices(header: Header, indices: np.ndarray, channel: Channel) -> np.ndarray:

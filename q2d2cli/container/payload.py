@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from q2d2cli.container.coding import library
+from q2d2cli.container.coding.blocks import BlockCoder
 from q2d2cli.container.fields import fields_bytes, pack_fields, unpack_fields
-from q2d2cli.container.header import FormatError, Header
+from q2d2cli.container.header import MAX_PAYLOAD, FormatError, Header
 from q2d2cli.container.labelling import origins
 from q2d2cli.container.packing import pack, payload_bytes, unpack
 
@@ -24,23 +25,16 @@ class Packed:
     """Whether a block of a coded file is packed, because that is shorter."""
 
 
-class Coder(Protocol):
-    """An entropy coder with a context model. Each block is coded on its own; many at once take little longer."""
-
-    def encode(self, blocks: Sequence[np.ndarray]) -> list[bytes]:
-        """Pair indices of blocks, each `(channels, frames, pairs)`, to bytes."""
-
-    def decode(self, payloads: Sequence[bytes], frames: Sequence[int], channels: int) -> list[np.ndarray]:
-        """Inverse of `encode`, to int64; any bytes give indices in range, or FormatError."""
-
-
-def coder_for(header: Header) -> Coder:
+def coder_for(header: Header) -> BlockCoder:
     """The coder with the context model that the header of a coded file names.
 
     Raises:
-        FormatError: if it is not here.
+        FormatError: if it is not here, or made for other grids.
     """
-    raise FormatError(f"needs the context model {header.context.hex()}, which this q2d2 does not have: upgrade q2d2")
+    model = library.find(header.context, header.model)
+    if model.sizes != header.quantizer.sizes:
+        raise FormatError(f"has a header that contradicts its context model {header.context.hex()}: other grids")
+    return BlockCoder(model)
 
 
 def pack_blocks(header: Header, blocks: Sequence[np.ndarray]) -> list[Packed]:
@@ -70,6 +64,9 @@ def unpack_blocks(header: Header, blocks: Sequence[Packed]) -> list[np.ndarray]:
     coded = [] if header.payload != "coded" else [block for block in blocks if not block.plain]
     if coded:
         counts = [block.frames for block in coded]
+        # Their bytes say little about their frames: what could not be a packed block is none at all.
+        if plain_bytes(header, max(counts)) > MAX_PAYLOAD:
+            raise FormatError(f"is damaged: a block of {max(counts)} frames is larger than a block can be")
         decoded = coder_for(header).decode([block.payload for block in coded], counts, header.channels)
         found = iter(decoded)
     return [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import BinaryIO, Literal
@@ -31,6 +32,12 @@ MAX_LOST = 3600
 """Most blocks in a row that a file may lack; keeps a damaged number from becoming years of audio."""
 LOST_INDICES = 2**18
 """Most pair indices that stand in for lost ones at a time; keeps memory flat."""
+
+
+PACKED_TOGETHER = UNPACKED_TOGETHER = 64
+"""Blocks that are entropy coded side by side in files; more are hardly faster."""
+UNPACKED_INDICES = 2**20
+"""Pair indices of such blocks, about; keeps memory flat."""
 
 
 class Writer:
@@ -335,6 +342,50 @@ class Reader:
         """How much audio is missing or unreadable, as far as is known."""
         robust = self.header.payload == "robust"
         return sum(fault.duration or 0.0 for fault in self.faults if not (robust and fault.kind == "damaged"))
+
+    def unpacked(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray | None]]:
+        """Blocks and their pair indices, several unpacked at a time where that is faster.
+
+        Args:
+            blocks: from `blocks` or `part`.
+
+        Returns:
+            The indices as of `unpack`; None where there are none and damage is to be concealed.
+
+        Raises:
+            FormatError: as `blocks` and `unpack`; what is before the error has been given then.
+        """
+        # From a pipe, blocks may come slowly, and whoever waits for them wants what there is.
+        together = UNPACKED_TOGETHER if self.header.payload == "coded" and self.file.seekable() else 1
+        waiting: list[Block] = []
+        failure: FormatError | None = None
+        try:
+            for block in blocks:
+                waiting.append(block)
+                indices = sum(b.frames for b in waiting) * self.header.channels * self.header.quantizer.num_indices
+                if len(waiting) >= together or indices > UNPACKED_INDICES:
+                    ready, waiting = waiting, []
+                    yield from self._unpack_each(ready)
+        except FormatError as error:
+            failure = error
+        yield from self._unpack_each(waiting)
+        if failure is not None:
+            raise failure
+
+    def _unpack_each(self, blocks: list[Block]) -> Iterator[tuple[Block, np.ndarray | None]]:
+        """Together if they are sound, else one by one up to the one that is not."""
+        found: list[np.ndarray] | None = None
+        with contextlib.suppress(FormatError):
+            found = self.unpack_all(blocks)
+        for number, block in enumerate(blocks):
+            indices = None
+            if not (self._conceal and block.state == "lost"):
+                try:
+                    indices = self.unpack(block) if found is None else found[number]
+                except FormatError:
+                    if not self._conceal:
+                        raise
+            yield block, indices
 
     def _next(self) -> RawBlock | None:
         """The next block, a damaged one in a robust file, too; None at the end of what can be read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ import soxr
 
 from q2d2cli.container.channel import Channel, channel_header, damage_indices
 from q2d2cli.container.header import Payload
+from q2d2cli.container.stream import Reader
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.peers import PEERS
 from q2d2cli.evaluation.subjects import CodecSubject, Original, Size, Subject, fit
@@ -43,6 +45,8 @@ class Q2D2Subject(CodecSubject):
         self.codec, self.effort = Codec.from_pretrained(model, device), effort
         self.name = self.codec.name + (f", effort {effort}" if effort else "")
         self.identity = f"q2d2:{self.codec.fingerprint.hex()}" + (f":{effort}" if effort else "")
+        if self.codec.context is not None:
+            self.identity += f":context {self.codec.context.fingerprint.hex()}"
         self.num_quantizers = 1
         self.token_rate = self.codec.frame_rate
         self.sizes = self.codec.quantizer.sizes
@@ -57,10 +61,13 @@ class Q2D2Subject(CodecSubject):
 
     def size(self, encoded: Any) -> Size:
         """Of the .q2d file."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "speech.q2d"
-            encoded.save(path)
-            return Size(encoded.bit_rate * encoded.duration, path.stat().st_size)
+        file = io.BytesIO()
+        encoded.save(file)
+        file.seek(0)
+        reader = Reader(file)
+        for _ in reader.blocks():
+            pass
+        return Size(8 * reader.payload_bytes, reader.bytes_read)
 
     def indices(self, encoded: Any) -> np.ndarray | None:
         """Of `Tokens`."""

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from q2d2cli.checkpoints import CONTEXT_NAME, FINGERPRINT_BYTES, model_folders
 from q2d2cli.container.coding.context import ContextModel
 from q2d2cli.container.coding.recurrent import RecurrentModel
 from q2d2cli.container.coding.tables import TableModel
+from q2d2cli.container.header import FormatError
 from q2d2cli.errors import Q2D2Error
 from q2d2cli.files import atomic_output
 
-CONTEXT_NAME = "context.safetensors"
-"""A model's context model lies in its folder."""
 FORMAT = "q2d2 context model 1"
 """Another arithmetic gets another number."""
-FINGERPRINT_BYTES = 8
 Kind = Literal["static", "adaptive", "recurrent"]
 
 KINDS: dict[Kind, Callable[[dict[str, np.ndarray]], ContextModel]] = {
@@ -97,21 +97,30 @@ def find(fingerprint: bytes, name: str) -> ContextModel:
         name: of the model that the file was encoded with; for the message.
 
     Raises:
-        Q2D2Error: if it is not here.
+        FormatError: if it is not here.
     """
-    from q2d2cli.checkpoints import model_folders
-
-    found = [folder / CONTEXT_NAME for folder in _folders]
-    found += [path for root in model_folders() for path in sorted(root.glob(f"*/{CONTEXT_NAME}"))]
-    for path in found:
-        try:
-            model = load(path)
-        except Q2D2Error:
-            # A damaged one that is not wanted is nobody's business.
-            continue
+    for model in here():
         if model.fingerprint == fingerprint:
             return model
-    raise Q2D2Error(
+    raise FormatError(
         f"needs the context model {fingerprint.hex()} of model {name!r}, which is not here: put the {CONTEXT_NAME} "
         "that it was encoded with into the model's folder, or name a folder that has it with --model"
     )
+
+
+def find_for(weights: bytes) -> ContextModel | None:
+    """The context model made for a codec model's tokens, None if it is not here.
+
+    Args:
+        weights: fingerprint of the codec model.
+    """
+    return next((model for model in here() if model.weights == weights), None)
+
+
+def here() -> Iterator[ContextModel]:
+    """All context models in models' folders; damaged ones are passed over, as somebody else's business."""
+    paths = [folder / CONTEXT_NAME for folder in _folders]
+    paths += [path for root in model_folders() for path in sorted(root.glob(f"*/{CONTEXT_NAME}"))]
+    for path in paths:
+        with contextlib.suppress(Q2D2Error):
+            yield load(path)

@@ -38,9 +38,9 @@ Tensors = dict[str, np.ndarray]
 def powers() -> np.ndarray:
     """`(16 * STEPS + 1,)` uint64: `LARGEST * 2**(-k / STEPS)` rounded down, from integers alone; the last is 1."""
     table = []
-    value = LARGEST
     for k in range(16 * STEPS + 1):
-        # The largest value whose 64th power is not above 2**(16 * 64 - k).
+        # The largest value whose 64th power is not above 2**(16 * 64 - k), from a guess that is not below it.
+        value = int(LARGEST * 2.0 ** (-k / STEPS)) + 2
         while value**STEPS > 1 << (16 * STEPS - k):
             value -= 1
         table.append(value)

@@ -1,0 +1,205 @@
+"""Entropy-coded .q2d files: the command line, the API, damage, context models that are not here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLIP, Run
+
+from q2d2cli import Codec, Tokens, checkpoints
+from q2d2cli.container.coding import library
+from q2d2cli.container.stream import Reader, Writer
+from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.training import context
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def coded_model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a recurrent context model that knows the clip."""
+    folder = tmp_path_factory.mktemp("coded") / "tiny"
+    shutil.copytree(tiny, folder)
+    codec = Codec.from_pretrained(folder, "cpu")
+    clip = folder.parent / "data"
+    clip.mkdir()
+    shutil.copy(CLIP, clip)
+    tokens = context.gather(codec, clip, 0.2, 0, lambda what, done, total: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context, "BATCH", 8)
+        tensors = context.train(tokens, codec.quantizer, 25, 0, lambda what, done, total: None)
+    library.save(folder / checkpoints.CONTEXT_NAME, "recurrent", tensors, codec.fingerprint)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec(coded_model: Path) -> Codec:
+    return Codec.from_pretrained(coded_model, "cpu")
+
+
+@pytest.fixture(scope="module")
+def tokens(codec: Codec, clip: tuple[np.ndarray, int]) -> Tokens:
+    return codec.encode(np.stack([clip[0][: 3 * clip[1]], clip[0][-3 * clip[1] :]]), clip[1])
+
+
+def info(run: Run, path: Path) -> dict[str, object]:
+    return json.loads(run("info", path, "--json").stdout)
+
+
+def test_coded_is_the_default_and_the_same_audio(run: Run, coded_model: Path, tmp_path: Path) -> None:
+    environment = {"Q2D2_MODELS": str(coded_model.parent)}
+    for name, options in (("coded", ()), ("packed", ("--payload", "packed")), ("robust", ("--robust",))):
+        done = run("encode", CLIP, tmp_path / f"{name}.q2d", "-m", "tiny", *options, environment=environment)
+        assert done.returncode == 0, done.stderr
+        done = run("decode", tmp_path / f"{name}.q2d", tmp_path / f"{name}.wav", environment=environment)
+        assert done.returncode == 0, done.stderr
+    facts = {name: info(run, tmp_path / f"{name}.q2d") for name in ("coded", "packed", "robust")}
+    assert [facts[name]["payload"] for name in facts] == list(facts)
+    assert facts["coded"]["payload_bytes"] < 0.9 * facts["packed"]["payload_bytes"]
+    assert facts["coded"]["context"] == library.load(coded_model / checkpoints.CONTEXT_NAME).fingerprint.hex()
+    coded = facts["coded"]
+    assert coded["bits_per_frame"] == pytest.approx(8 * coded["payload_bytes"] / coded["tokens"], abs=1e-4)
+    assert b"saved), context " in run("info", tmp_path / "coded.q2d").stdout
+    audio = {(tmp_path / f"{name}.wav").read_bytes() for name in facts}
+    assert len(audio) == 1
+
+
+def test_through_pipes(run: Run, coded_model: Path) -> None:
+    coded = run("encode", "-", "-", "-m", coded_model, stdin=CLIP.read_bytes())
+    assert coded.returncode == 0, coded.stderr
+    piped = run("decode", "-", "-", "-m", coded_model, stdin=coded.stdout)
+    assert piped.returncode == 0, piped.stderr
+    packed = run("encode", "-", "-", "-m", coded_model, "--payload", "packed", stdin=CLIP.read_bytes())
+    assert len(coded.stdout) < len(packed.stdout)
+    assert run("decode", "-", "-", "-m", coded_model, stdin=packed.stdout).stdout == piped.stdout
+
+
+def test_tokens_change_payloads(tokens: Tokens, codec: Codec, tmp_path: Path) -> None:
+    assert tokens.header.payload == "coded"
+    sizes = {}
+    for payload in ("coded", "packed", "robust", None):
+        path = tmp_path / f"{payload}.q2d"
+        tokens.save(path, payload)
+        loaded = Tokens.load(path)
+        assert torch.equal(loaded.indices, tokens.indices)
+        assert loaded.header.payload == (payload or "coded")
+        loaded.save(tmp_path / "again.q2d", "coded", overwrite=True)
+        assert (tmp_path / "again.q2d").read_bytes() == (tmp_path / "coded.q2d").read_bytes()
+        sizes[payload] = path.stat().st_size
+    assert sizes[None] == sizes["coded"] < sizes["packed"] < sizes["robust"]
+    assert torch.equal(codec.decode(Tokens.load(tmp_path / "coded.q2d")), codec.decode(tokens))
+
+
+def test_blocks_are_packed_where_that_is_smaller(codec: Codec, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(codec.quantizer.codebook_size, (3000,), generator=generator)
+    noise = codec.tokens(ids)
+    noise.save(tmp_path / "coded.q2d")
+    noise.save(tmp_path / "packed.q2d", "packed")
+    with Reader((tmp_path / "coded.q2d").open("rb")) as reader:
+        assert all(block.packed.plain for block in reader.blocks())
+    # The header names the context model.
+    assert (tmp_path / "coded.q2d").stat().st_size <= (tmp_path / "packed.q2d").stat().st_size + 8
+    assert torch.equal(Tokens.load(tmp_path / "coded.q2d").tokens[0], ids)
+
+
+def test_every_block_decodes_alone(tokens: Tokens, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    header = replace(tokens.header, frames_per_block=100)
+    with (tmp_path / "x.q2d").open("wb") as file:
+        writer = Writer(file, header, batch=4)
+        writer.write(tokens.indices.numpy())
+        writer.close(tokens.num_samples)
+    with Reader((tmp_path / "x.q2d").open("rb")) as reader:
+        blocks = list(reader.blocks())
+        assert len(blocks) > 10
+        for block in blocks[::-3]:
+            expected = tokens.indices[:, block.first : block.first + block.frames]
+            assert torch.equal(torch.from_numpy(reader.unpack(block)), expected)
+    # One by one they are the same bytes.
+    with (tmp_path / "y.q2d").open("wb") as file:
+        writer = Writer(file, header)
+        for begin in range(0, tokens.indices.shape[1], 37):
+            writer.write(tokens.indices[:, begin : begin + 37].numpy())
+        writer.close(tokens.num_samples)
+    assert (tmp_path / "x.q2d").read_bytes() == (tmp_path / "y.q2d").read_bytes()
+
+
+def test_without_the_context_model(run: Run, tiny: Path, tokens: Tokens, codec: Codec, tmp_path: Path) -> None:
+    path = tmp_path / "coded.q2d"
+    tokens.save(path)
+    for options in ((), ("-m", tiny)):
+        done = run("decode", path, tmp_path / "x.wav", *options, environment={"Q2D2_MODELS": str(tiny.parent)})
+        assert done.returncode == 1
+        said = done.stderr.decode()
+        assert said.count("\n") == 1
+        assert f"{path} needs the context model {tokens.header.context.hex()} of model 'tiny'" in said
+        assert not (tmp_path / "x.wav").exists()
+    assert info(run, path)["payload"] == "coded"
+    done = run("encode", CLIP, tmp_path / "y.q2d", "-m", tiny, "--payload", "coded")
+    assert (done.returncode, done.stderr.decode().count("\n")) == (2, 1)
+    assert b"make one with q2d2 context" in done.stderr
+    done = run("encode", CLIP, tmp_path / "y.q2d", "-m", tiny)
+    assert done.returncode == 0
+    assert info(run, tmp_path / "y.q2d")["payload"] == "packed"
+
+
+def test_options_that_make_no_sense(run: Run, coded_model: Path, tmp_path: Path) -> None:
+    for options in (("--payload", "zip"), ("--payload", "coded", "--robust")):
+        done = run("encode", CLIP, tmp_path / "y.q2d", "-m", coded_model, *options)
+        assert (done.returncode, done.stderr.decode().count("\n")) == (2, 1)
+
+
+def test_coded_without_a_context_model(tiny_codec: Codec, tmp_path: Path) -> None:
+    assert tiny_codec.context is None
+    tokens = tiny_codec.tokens(torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(UsageError, match="no context model"):
+        tokens.save(tmp_path / "z.q2d", "coded")
+    assert not (tmp_path / "z.q2d").exists()
+
+
+def test_a_context_model_of_other_weights_is_left_alone(coded_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(coded_model, folder)
+    context_file = folder / checkpoints.CONTEXT_NAME
+    context_file.write_bytes(context_file.read_bytes().replace(b'"weights":"', b'"weights":"00', 1)[:-2])
+    state = checkpoints.read_safetensors(folder / checkpoints.WEIGHTS_NAME)
+    config = checkpoints.open_checkpoint(folder).config
+    checkpoints.save(folder, config, {name: tensor * 1.5 for name, tensor in state.items()})
+    assert Codec.from_pretrained(folder, "cpu").header(24000, 1, 48).payload == "packed"
+
+
+def test_damage_is_one_clear_line(run: Run, tokens: Tokens, coded_model: Path, tmp_path: Path) -> None:
+    tokens.save(tmp_path / "whole.q2d")
+    whole = (tmp_path / "whole.q2d").read_bytes()
+    rng = np.random.default_rng(0)
+    for number, place in enumerate(rng.integers(0, len(whole), 40)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << number % 8
+        for data in (bytes(flipped), whole[:place]):
+            (tmp_path / "bad.q2d").write_bytes(data)
+            with pytest.raises(Q2D2Error) as caught:
+                Tokens.load(tmp_path / "bad.q2d")
+            assert "\n" not in str(caught.value)
+    (tmp_path / "bad.q2d").write_bytes(whole[: len(whole) // 2])
+    done = run("decode", tmp_path / "bad.q2d", tmp_path / "bad.wav", "-m", coded_model)
+    assert (done.returncode, done.stderr.decode().count("\n")) == (1, 1)
+    assert not (tmp_path / "bad.wav").exists()
+
+
+def test_eval_counts_what_is_spent(coded_model: Path, tiny: Path, clip: tuple[np.ndarray, int]) -> None:
+    from q2d2cli.evaluation.codecs import open_subject
+
+    audio = clip[0][: 2 * clip[1]]
+    coded, packed = (open_subject(f"q2d2:{model}", "cpu") for model in (coded_model, tiny))
+    assert coded.identity.startswith(packed.identity)
+    results = [subject.reconstruct(audio, clip[1], Path("x.wav")) for subject in (coded, packed)]
+    np.testing.assert_array_equal(results[0].audio, results[1].audio)
+    assert results[0].payload_bits < 0.9 * results[1].payload_bits
+    assert results[0].payload_bits < 8 * results[0].file_bytes
