@@ -15,7 +15,7 @@ from q2d2cli.codec import Codec, sample_range
 from q2d2cli.concealment import Concealer
 from q2d2cli.container.header import FormatError, Header, Payload
 from q2d2cli.container.payload import coder_for
-from q2d2cli.container.stream import Reader, Writer
+from q2d2cli.container.stream import PACKED_TOGETHER, Fault, Reader, Writer
 from q2d2cli.errors import Q2D2Error, report
 from q2d2cli.files import PIPE, atomic_output, open_binary, regular_file
 from q2d2cli.signals import Stop
@@ -118,7 +118,9 @@ def encode_file(
             effort=effort,
             on_progress=encoded,
         )
-        writer = Writer(file, encoder.header)
+        # Whoever reads along, or records, wants each block as soon as it is there.
+        ahead = live is None and regular_file(source, 0) is not None and file.seekable()
+        writer = Writer(file, encoder.header, PACKED_TOGETHER if ahead else 1)
         file.flush()
         for block in audio.blocks() if live is None else audio.blocks(LIVE_PIECE_SECONDS):
             samples += block.shape[1]
