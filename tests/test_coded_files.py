@@ -108,6 +108,14 @@ def test_blocks_are_packed_where_that_is_smaller(codec: Codec, tmp_path: Path) -
     assert torch.equal(Tokens.load(tmp_path / "coded.q2d").tokens[0], ids)
 
 
+def test_blocks_that_need_no_bytes(codec: Codec, tmp_path: Path) -> None:
+    # Index 0 all the time: the low end of the range stays 0, and zeros at the end are left out.
+    for frames in (1, 700):
+        zeros = codec.tokens(torch.zeros(frames, dtype=torch.int64))
+        zeros.save(tmp_path / f"{frames}.q2d")
+        assert torch.equal(Tokens.load(tmp_path / f"{frames}.q2d").indices, zeros.indices)
+
+
 def test_every_block_decodes_alone(tokens: Tokens, tmp_path: Path) -> None:
     from dataclasses import replace
 
