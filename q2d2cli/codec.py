@@ -17,6 +17,7 @@ from q2d2cli import checkpoints
 from q2d2cli.arrays import as_integers, as_waveform, whole_number
 from q2d2cli.checkpoints import DEFAULT_MODEL
 from q2d2cli.container.coding import library
+from q2d2cli.container.coding.context import ContextModel
 from q2d2cli.container.header import FormatError, Header, Payload, block_frames
 from q2d2cli.container.stream import PACKED_TOGETHER, Reader, Writer
 from q2d2cli.errors import Q2D2Error, UsageError
@@ -164,12 +165,13 @@ class Codec:
         context: the context model for entropy coding; None if there is none for these weights.
     """
 
-    def __init__(self, model: CodecModel, fingerprint: bytes, device: torch.device) -> None:
-        self.model, self.fingerprint, self.device = model, fingerprint, device
+    def __init__(
+        self, model: CodecModel, fingerprint: bytes, device: torch.device, context: ContextModel | None = None
+    ) -> None:
+        self.model, self.fingerprint, self.device, self.context = model, fingerprint, device, context
         self.config = model.config
         self.name = model.config.name
         self.quantizer = model.config.quantizer.spec()
-        self.context = library.find_for(fingerprint)
 
     @classmethod
     def from_pretrained(cls, name: str | Path = DEFAULT_MODEL, device: str = "auto") -> Codec:
@@ -186,8 +188,9 @@ class Codec:
         """
         target = pick_device(device)
         checkpoint = checkpoints.find(str(name))
-        library.add_folder(checkpoint.folder)
-        return cls(checkpoints.load(checkpoint, target), checkpoint.fingerprint(), target)
+        fingerprint = checkpoint.fingerprint()
+        context = library.open_folder(checkpoint.folder, fingerprint)
+        return cls(checkpoints.load(checkpoint, target), fingerprint, target, context)
 
     @property
     def sample_rate(self) -> int:

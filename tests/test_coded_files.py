@@ -164,8 +164,9 @@ def test_options_that_make_no_sense(run: Run, coded_model: Path, tmp_path: Path)
         assert (done.returncode, done.stderr.decode().count("\n")) == (2, 1)
 
 
-def test_coded_without_a_context_model(tiny_codec: Codec, tmp_path: Path) -> None:
+def test_coded_without_a_context_model(tiny_codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tiny_codec.context is None
+    monkeypatch.setattr(library, "_folders", [])
     tokens = tiny_codec.tokens(torch.zeros(5, dtype=torch.int64))
     with pytest.raises(UsageError, match="no context model"):
         tokens.save(tmp_path / "z.q2d", "coded")

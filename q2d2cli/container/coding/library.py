@@ -83,10 +83,25 @@ def _load(path: Path, changed: int, size: int) -> ContextModel:
     return model
 
 
-def add_folder(folder: Path) -> None:
-    """Look in this model's folder, too, wherever it is."""
+def open_folder(folder: Path, weights: bytes) -> ContextModel | None:
+    """The context model in a model's folder, None if there is none or it is for other weights.
+
+    From now on `find` and `find_for` look in that folder, too, wherever it is.
+
+    Args:
+        folder: of the model.
+        weights: fingerprint of the model.
+
+    Raises:
+        Q2D2Error: if it is damaged.
+    """
+    path = folder / CONTEXT_NAME
+    if not path.exists():
+        return None
+    model = load(path)
     if folder not in _folders:
         _folders.append(folder)
+    return model if model.weights == weights else None
 
 
 def find(fingerprint: bytes, name: str) -> ContextModel:
