@@ -51,7 +51,7 @@ def encoded(tiny_codec: Codec, tmp_path: Path) -> Path:
 
 def test_clip_there_and_back_at_the_declared_rate(run: Run, tmp_path: Path) -> None:
     q2d, wav = tmp_path / "clip.q2d", tmp_path / "clip.wav"
-    result = run("encode", CLIP, q2d, "--json")
+    result = run("encode", CLIP, q2d, "--payload", "packed", "--json")
     assert result.returncode == 0, result.stderr.decode()
     summary = json.loads(result.stdout)
     assert summary["payload_bit_rate"] == pytest.approx(3333, rel=0.01)
