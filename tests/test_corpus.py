@@ -239,6 +239,21 @@ def test_bad_clips_are_named_and_the_others_are_there(
     assert call("tokenize", "--verify", tmp_path / "out").returncode == 0
 
 
+def test_a_list_of_paths_and_names_that_are_not_utf_8(
+    call: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, dict[str, np.ndarray]]
+) -> None:
+    folder, clips = corpus
+    (folder / os.fsdecode(b"\xff.wav")).write_bytes((folder / "a" / "clip-000.wav").read_bytes())
+    lines = [b"# all", *(f"{name}.wav".encode() for name in clips), b"\xff.wav", b"gone.wav"]
+    (folder / "all.txt").write_bytes(b"\n".join(lines))
+    result = call("tokenize", folder / "all.txt", "--out", tmp_path / "out", "--model", tiny)
+    assert result.returncode == 1
+    assert b"gone.wav does not exist" in result.stderr
+    assert rows_of(tmp_path / "out").keys() == {*clips, "\\xff"}
+    assert call("tokenize", "--verify", "100%", tmp_path / "out").returncode == 0
+    assert call("detokenize", tmp_path / "out", "--out", tmp_path / "wavs").returncode == 0
+
+
 def test_files_that_differ_in_their_suffix_only(call: Run, tmp_path: Path, tiny: Path) -> None:
     for name in ("x.wav", "x.flac", "y.wav"):
         soundfile.write(tmp_path / name, np.zeros(500), RATE)
@@ -330,7 +345,7 @@ def test_what_cannot_be_done_ends_in_one_line(call: Run, tmp_path: Path, tiny: P
     out = tmp_path / "out"
     cases = [
         (["tokenize", tmp_path / "empty", "-o", out], "no audio found in"),
-        (["tokenize", tmp_path / "empty.txt", "-o", out], "it names no clips"),
+        (["tokenize", tmp_path / "empty.txt", "-o", out], "the list is empty"),
         (["tokenize", tmp_path / "no", "-o", out], "does not exist"),
         (["tokenize", folder], "needs a corpus and --out DIR"),
         (["tokenize", folder, "-o", out, "--format", "pickle"], "unknown format 'pickle'"),

@@ -159,7 +159,7 @@ class TokenFolder:
             with manifest.open("r+b") as file:
                 file.truncate(self.whole_bytes)
                 file.seek(0, os.SEEK_END)
-                line = json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+                line = json.dumps(fields).encode() + b"\n"
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
@@ -192,7 +192,7 @@ def begin(path: Path, job: Job) -> TokenFolder:
     if any((path / DATA).iterdir()):
         raise UsageError(f"{path / DATA} is not empty, and {path} has no {MANIFEST}: choose another folder")
     with atomic_output(path / MANIFEST) as file:
-        file.write(json.dumps({"kind": "job", **asdict(job)}, ensure_ascii=False).encode() + b"\n")
+        file.write(json.dumps({"kind": "job", **asdict(job)}).encode() + b"\n")
     return TokenFolder(path)
 
 

@@ -16,7 +16,6 @@ SPEAKER_KEYS = ("speaker", "speaker_id", "spk", "client_id")
 LANGUAGE_KEYS = ("language", "lang", "locale")
 ID_KEYS = ("id", "utt_id", "utterance_id")
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".ndjson")
-LIST_SUFFIXES = (".txt", ".list", ".lst", ".scp", "")
 
 
 @dataclass(frozen=True)

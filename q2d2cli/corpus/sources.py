@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 import time
 from collections import Counter
@@ -16,8 +17,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
-from q2d2cli.audio import AUDIO_SUFFIXES
-from q2d2cli.corpus.manifests import LANGUAGE_KEYS, SPEAKER_KEYS, TEXT_KEYS, Entry, read_manifest
+from q2d2cli.audio import AUDIO_SUFFIXES, is_foreign, read_list
+from q2d2cli.corpus.manifests import LANGUAGE_KEYS, MANIFEST_SUFFIXES, SPEAKER_KEYS, TEXT_KEYS, Entry, read_manifest
 from q2d2cli.errors import Q2D2Error, UsageError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -237,6 +238,8 @@ def make_plan(spec: CorpusSpec) -> Plan:
     tars: list[tuple[str, str]] = []
     units: list[Unit] = []
     for given in spec.inputs:
+        if not given:
+            raise UsageError("the name of a corpus is empty: give a folder, a list, a manifest, a tar shard or hf:NAME")
         if given.startswith(HUB):
             units += hub_units(given[len(HUB) :], spec)
         elif given.lower().endswith(TAR_SUFFIXES):
@@ -289,6 +292,7 @@ def with_entry(clip: Clip, entry: Entry | None) -> Clip:
 
 def known_entries(place: str) -> Iterator[tuple[str, Entry]]:
     """What a manifest says, by the path as it stands there, and by the name alone without its suffix."""
+    check_exists(place)
     entries = list(read_manifest(read_place(place), place))
     if not entries:
         raise UsageError(f"{place} names no clips")
@@ -301,6 +305,13 @@ def known_entries(place: str) -> Iterator[tuple[str, Entry]]:
 
 def manifest_clips(place: str, known: dict[str, Entry]) -> list[Clip]:
     """The clips that a list or manifest names; paths are relative to it, unless they exist as they are."""
+    if "://" not in place and not place.lower().endswith(MANIFEST_SUFFIXES):
+        paths = read_list(Path(place))
+        names = [os.path.relpath(path, Path(place).parent) for path in paths]
+        return [
+            with_entry(Clip(name, str(path), str(path)), known.get(name))
+            for name, path in zip(names, paths, strict=True)
+        ]
     entries = list(read_manifest(read_place(place), place))
     if not entries:
         raise UsageError(f"no audio found in {place}: it names no clips")
@@ -347,8 +358,13 @@ def unique_ids(clips: Sequence[Clip]) -> list[Clip]:
             own = f"{own}-{hashlib.sha256(clip.source.encode()).hexdigest()[:8]}"
         if clip.problem is None:
             taken.add(own)
-        named.append(replace(clip, id=own))
+        named.append(replace(clip, id=printable(own), source=printable(clip.source)))
     return named
+
+
+def printable(name: str) -> str:
+    """A name as outputs can hold it: bytes that are no UTF-8 become escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def short_id(clip: Clip) -> str:
@@ -420,7 +436,8 @@ def files_below(place: str) -> list[tuple[str, str]]:
     """Audio files and tar shards below a folder, sorted: full path or URL, and path in the folder."""
     wanted = (*AUDIO_SUFFIXES, *TAR_SUFFIXES)
     if "://" not in place:
-        paths = sorted(path for path in Path(place).rglob("*") if path.name.lower().endswith(wanted) and path.is_file())
+        below = (path for path in Path(place).rglob("*") if path.name.lower().endswith(wanted))
+        paths = sorted((path for path in below if path.is_file() and not is_foreign(path)), key=os.fsencode)
         return [(str(path), path.relative_to(place).as_posix()) for path in paths]
 
     def find(files: Any, path: str) -> list[tuple[str, str]]:
