@@ -116,6 +116,18 @@ class Framing(Protocol):
         """
 
 
+def read_head(data: bytearray, at: int) -> Head | None:
+    """The head of a block of version 2 at offset `at`; None if none can begin so."""
+    try:
+        number, begin = from_varint(data, at + 1)
+        length, begin = from_varint(data, begin)
+    except VarintError:
+        return None
+    if length > MAX_PAYLOAD or number >= 2**32:
+        return None
+    return Head(data[at], number, begin - at, length, begin - at + length + CRC.size)
+
+
 class Framing2:
     """Blocks of version 2."""
 
@@ -128,14 +140,7 @@ class Framing2:
 
     def head(self, data: bytearray, at: int) -> Head | None:
         """See `Framing`."""
-        try:
-            number, begin = from_varint(data, at + 1)
-            length, begin = from_varint(data, begin)
-        except VarintError:
-            return None
-        if length > MAX_PAYLOAD or number >= 2**32:
-            return None
-        return Head(data[at], number, begin - at, length, begin - at + length + CRC.size)
+        return read_head(data, at)
 
     def possible(self, head: Head) -> bool:
         """See `Framing`."""

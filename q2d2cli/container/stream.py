@@ -24,6 +24,8 @@ from q2d2cli.container.blocks import (
     to_block,
 )
 from q2d2cli.container.header import MAX_PAYLOAD, FormatError, Header
+from q2d2cli.container.parity import WINDOW_BYTES, announcement, facts_for, parity_of
+from q2d2cli.container.parity import blocks_of as parity_blocks
 from q2d2cli.container.payload import Packed, concealment, pack_blocks, plain_bytes, unpack_blocks
 from q2d2cli.container.seeking import find_block, samples_at_end
 from q2d2cli.container.varint import to_varint
@@ -48,6 +50,7 @@ class Writer:
         header: goes first. If it does not know the number of samples and `file` is seekable, it is
             written again on `close`.
         batch: blocks that are packed together and then written; more than 1 is faster if they are entropy coded.
+        parity: share of the file that may be lost in one stretch and be mended; None for no parity.
 
     Attributes:
         bytes_written: size of the file so far.
@@ -55,13 +58,16 @@ class Writer:
         frames: frames written per channel.
     """
 
-    def __init__(self, file: BinaryIO, header: Header, batch: int = 1) -> None:
-        self.file, self.header = file, header
+    def __init__(self, file: BinaryIO, header: Header, batch: int = 1, parity: float | None = None) -> None:
+        self.file, self.header, self._parity = file, header, parity
         self.bytes_written = self.payload_bytes = self.frames = 0
         self._batch, self._blocks = batch, 0
         self._pending = np.empty((header.channels, 0, header.quantizer.num_indices), np.int64)
         self._start = file.tell() if file.seekable() else None
+        self._window, self._windows = bytearray(), 0
         self._put(header.to_bytes(room=self._room()))
+        if parity is not None:
+            self._put(announcement(parity))
 
     def write(self, indices: np.ndarray) -> None:
         """Append `(channels, frames, pairs)` pair indices.
@@ -94,18 +100,21 @@ class Writer:
         known = self.header.num_samples is not None
         if known and self.header.num_samples != num_samples:
             raise ValueError(f"the header, already written, says {self.header.num_samples} samples, not {num_samples}")
-        self._put(to_block(END, self._blocks, b"" if known else to_varint(num_samples)))
+        end = to_block(END, self._blocks, b"" if known else to_varint(num_samples))
+        self._protect(end)
+        self._put(end)
         if self._room():
             assert self._start is not None
             self.header = header
-            end = self.file.tell()
+            position = self.file.tell()
             self.file.seek(self._start)
             self.file.write(self.header.to_bytes(room=True))
-            self.file.seek(end)
+            self.file.seek(position)
 
     def _room(self) -> bool:
         """Whether the header gets the number of samples later."""
-        return self._start is not None and self.header.num_samples is None
+        # Nothing that parity protects is changed later.
+        return self._start is not None and self.header.num_samples is None and self._parity is None
 
     def _data(self, indices: np.ndarray) -> None:
         size = self.header.frames_per_block
@@ -114,14 +123,28 @@ class Writer:
             short = packed.frames < size
             code = DATA | (SHORT if short else 0) | (PLAIN if packed.plain else 0)
             start = to_varint(packed.frames) if short else b""
+            if len(self._window) >= WINDOW_BYTES:
+                self._protect()
             self._put(to_block(code, self._blocks, start + packed.payload))
             self._blocks += 1
             self.payload_bytes += len(packed.payload)
             self.frames += packed.frames
 
+    def _protect(self, end: bytes = b"") -> None:
+        """Write the parity of what was written since the last, if any; `end` is the file's end block."""
+        if self._parity is None:
+            return
+        facts = facts_for(len(self._window), self._parity, end)
+        for block in parity_blocks(facts, self._windows, parity_of(bytes(self._window), facts)):
+            self._put(block)
+        self._window.clear()
+        self._windows += 1
+
     def _put(self, data: bytes) -> None:
         self.file.write(data)
         self.bytes_written += len(data)
+        if self._parity is not None:
+            self._window += data
 
 
 @dataclass(frozen=True)

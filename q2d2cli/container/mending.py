@@ -1,0 +1,421 @@
+"""Mending a damaged .q2d file by its parity blocks, as a stream. Imports no torch."""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO, NamedTuple, cast
+
+from q2d2cli.container.blocks import DATA, END, PARITY, PLAIN, Head, read_head
+from q2d2cli.container.header import CRC, MAGIC, PREFIX, VERSION
+from q2d2cli.container.parity import MAX_WINDOW, PIECE_BYTES, Facts, blocks_of, consistent, correct, parity_of, parse
+from q2d2cli.container.varint import VarintError, from_varint, to_varint
+
+STARTS = re.compile(b"[" + bytes([*range(DATA, DATA + 4), END, PARITY]) + b"]")
+LONGEST = 65536
+"""Bytes of the longest block that is looked for behind damage."""
+CHECKS = 4
+"""Codewords that must agree on where damage lies before all are corrected."""
+
+
+class Piece(NamedTuple):
+    """Sound bytes of a window."""
+
+    code: int
+    """Block type; -1: the header."""
+    number: int
+    begin: int
+    """Where they begin among what arrived of the window."""
+    end: int
+
+
+@dataclass
+class Window:
+    """What arrived of a window and its parity."""
+
+    number: int
+    data: bytearray = field(default_factory=bytearray)
+    pieces: list[Piece] = field(default_factory=list)
+    facts: Facts | None = None
+    parity: dict[int, bytes] = field(default_factory=dict)
+    """Parity bytes by their offset."""
+    before: int = 0
+    """Bytes of the parity blocks that should stand between the window and the first one that is sound."""
+    damaged: bool = False
+
+    @property
+    def total(self) -> int:
+        """Bytes that should have arrived before the first sound parity block."""
+        return (self.facts.length if self.facts else 0) + self.before
+
+
+class Mender:
+    """Reads a file and gives its bytes, mended where its parity allows that.
+
+    Sound bytes are passed on as they come. From damage on they wait for the window's parity.
+
+    Args:
+        file: open for reading in binary, at the header.
+
+    Attributes:
+        mended: bytes of the file, as it was written, that did not arrive in sound blocks and were found again.
+        windows: windows with parity so far.
+        facts: of the last of them.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._data, self._at = bytearray(), 0
+        self.mended = self.windows = 0
+        self.facts: Facts | None = None
+
+    def announced(self) -> bool:
+        """Whether the file says that it has parity, or its beginning is damaged and it may; to be called first."""
+        header = self._header()
+        if not header:
+            return not self._data.startswith(MAGIC + b"\1")
+        self._at = header
+        head = self._sound()
+        self._at = 0
+        return head is None or head[0] == PARITY
+
+    def stream(self) -> Iterator[bytes]:
+        """The file's bytes in pieces; if it has no parity, only the first ones (then `file` has the rest)."""
+        window, sent = Window(0), 0
+        if not self.announced():
+            yield bytes(self._data)
+            return
+        header = self._header()
+        if header:
+            window.pieces.append(Piece(-1, 0, 0, header))
+            self._move(window, header)
+        else:
+            window.damaged = True
+        while True:
+            if not window.damaged and sent < len(window.data):
+                yield bytes(window.data[sent:])
+                sent = len(window.data)
+            head = self._sound()
+            if head is None and not self._need(1):
+                break
+            if head is None:
+                window.damaged = True
+                self._move(window, self._search())
+                if len(window.data) > MAX_WINDOW:
+                    break
+                continue
+            code, number, begin, _, size = head
+            if code == PARITY:
+                found = parse(bytes(self._data[self._at + begin : self._at + size - CRC.size]))
+                if found is not None and found[1] + len(found[2]) == 0:
+                    found = None
+                if found is not None:
+                    yield from self._parity(window, number, found, sent)
+                    window, sent = Window(window.number + 1), 0
+                    continue
+            window.pieces.append(Piece(code, number, len(window.data), len(window.data) + size))
+            self._move(window, size)
+        yield bytes(window.data[sent:]) + bytes(self._data[self._at :])
+        self._data.clear()
+        self._at = 0
+
+    def _parity(self, window: Window, number: int, first: tuple[Facts, int, bytes], sent: int) -> Iterator[bytes]:
+        """Read a window's parity blocks from the first sound one on, and give the rest of the window and them."""
+        facts, position, _ = first
+        window.facts = facts
+        window.before = sum(len(block) for block in blocks_of(facts, number, bytes(position)))
+        raw = bytearray()
+        while position < facts.parity_bytes:
+            head = self._sound()
+            if head is None:
+                if not self._need(1):
+                    break
+                skipped = self._search()
+                raw += self._data[self._at : self._at + skipped]
+                self._at += skipped
+                continue
+            code, found_number, begin, _, size = head
+            payload = bytes(self._data[self._at + begin : self._at + size - CRC.size])
+            found = parse(payload) if code == PARITY else None
+            if found is None or found[0] != facts or found_number != number:
+                break
+            window.parity[found[1]] = found[2]
+            position = found[1] + len(found[2])
+            raw += self._data[self._at : self._at + size]
+            self._at += size
+        self.windows += 1
+        self.facts = facts
+        whole = b"".join(window.parity.get(n, b"") for n in range(0, facts.parity_bytes, PIECE_BYTES))
+        complete = len(whole) == facts.parity_bytes
+        if not window.damaged and len(window.data) == window.total == facts.length:
+            data = bytes(window.data)
+        else:
+            data = mend(window) or b""
+            if not data:
+                yield bytes(window.data[sent:]) + bytes(raw)
+                return
+            self.mended += max(1, sum(b - a for a, b in runs(matches(data, window))))
+        fixed = b"".join(blocks_of(facts, number, whole if complete else parity_of(data, facts)))
+        self.mended += 0 if complete else facts.parity_bytes
+        yield data[sent:] + fixed
+        if facts.end:
+            yield self._finish(facts.end)
+
+    def _finish(self, end: bytes) -> bytes:
+        """The end block, whatever stands in its place, and what follows it."""
+        self._need(len(end))
+        arrived = bytes(self._data[self._at : self._at + len(end)])
+        if arrived != end:
+            self.mended += len(end)
+            # Cut off, changed in its place, or gone.
+            found = self._data.find(end, self._at)
+            self._at = found if found >= 0 else self._at + len(arrived)
+            if found < 0:
+                return end
+        self._at += len(end)
+        return end
+
+    def _header(self) -> int:
+        """Bytes of the header, 0 if it is damaged or of another version."""
+        if not self._need(PREFIX.size + 1) or PREFIX.unpack_from(self._data)[:2] != (MAGIC, VERSION[0]):
+            return 0
+        try:
+            self._need(PREFIX.size + 3)
+            length, begin = from_varint(self._data, PREFIX.size)
+        except VarintError:
+            return 0
+        end = begin + length
+        if length > LONGEST or not self._need(end + CRC.size):
+            return 0
+        return end + CRC.size if zlib.crc32(self._data[:end]) == CRC.unpack_from(self._data, end)[0] else 0
+
+    def _sound(self) -> Head | None:
+        """The head of the block that begins here, if that is sound."""
+        self._need(12)
+        head = read_head(self._data, self._at)
+        if head is None or head.size > LONGEST + CRC.size or not self._need(head.size):
+            return None
+        end = self._at + head.size - CRC.size
+        with memoryview(self._data) as view:
+            whole = zlib.crc32(view[self._at : end]) == CRC.unpack_from(view, end)[0]
+        return head if whole else None
+
+    def _search(self) -> int:
+        """Bytes up to the next sound block, or the end."""
+        start = self._at
+        try:
+            while True:
+                found = STARTS.search(self._data, self._at + 1)
+                if found is None:
+                    self._at = len(self._data)
+                    if not self._more(4096):
+                        return self._at - start
+                    self._at -= 1
+                    continue
+                self._at = found.start()
+                if self._sound():
+                    return self._at - start
+        finally:
+            self._at = start
+
+    def _move(self, window: Window, size: int) -> None:
+        """Take so many bytes into the window."""
+        window.data += self._data[self._at : self._at + size]
+        self._at += size
+        if self._at > 2**16:
+            del self._data[: self._at]
+            self._at = 0
+
+    def _need(self, size: int) -> bool:
+        missing = self._at + size - len(self._data)
+        return missing <= 0 or self._more(missing)
+
+    def _more(self, size: int) -> bool:
+        """Read so many bytes; whether there were as many."""
+        while size > 0:
+            more = self._file.read(size)
+            if not more:
+                return False
+            self._data += more
+            size -= len(more)
+        return True
+
+
+def mend(window: Window) -> bytes | None:
+    """The bytes of a window as they were written, None if that cannot be known."""
+    facts = window.facts
+    assert facts is not None
+    parity, lost = bytearray(facts.parity_bytes), []
+    for at in range(0, facts.parity_bytes, PIECE_BYTES):
+        arrived, end = window.parity.get(at, b""), min(at + PIECE_BYTES, facts.parity_bytes)
+        if len(arrived) == end - at:
+            parity[at:end] = arrived
+        else:
+            lost.append((facts.length + at, facts.length + end))
+    placed = place(window)
+    guess = bytearray(facts.length)
+    for at, piece in placed:
+        guess[at : at + piece.end - piece.begin] = window.data[piece.begin : piece.end]
+    gaps = runs(matches(bytes(guess), window))
+
+    def attempt(data: bytes, erased: list[tuple[int, int]]) -> bytes | None:
+        fixed = correct(data, bytes(parity), facts, erased + lost)
+        if fixed is None:
+            return None
+        kept = all(fixed[at : at + p.end - p.begin] == window.data[p.begin : p.end] for at, p in placed)
+        return fixed if kept and is_sound(fixed, window.number) else None
+
+    if sum(end - begin for begin, end in gaps) + sum(b - a for a, b in lost) <= facts.parity_bytes:
+        fixed = attempt(bytes(guess), gaps)
+        if fixed is not None:
+            return fixed
+    if not gaps:
+        return None
+    # What arrived in the gaps: from the front, and from the back.
+    front, back = bytearray(guess), bytearray(guess)
+    last = len(window.data) - window.total
+    for begin, end in gaps:
+        shift_front = next((p.end - begin for at, p in placed if at + p.end - p.begin == begin), 0)
+        shift_back = next((p.begin - end for at, p in placed if at == end), last)
+        copy(front, window.data, begin, end, shift_front)
+        copy(back, window.data, begin, end, shift_back)
+    if not last:
+        fixed = attempt(bytes(front), [])
+        if fixed is not None:
+            return fixed
+    # One stretch, as long as can be mended, somewhere in the damage: what is before it is right, and what is behind.
+    first, stop = gaps[0][0], gaps[-1][1]
+    length = (facts.symbols - 1) * facts.depth
+    for begin in range(first - first % facts.depth, max(first, stop - length) + facts.depth, facts.depth):
+        end = min(begin + length, facts.length)
+        data = bytes(front[:begin]) + bytes(end - begin) + bytes(back[end:])
+        erased = [(max(0, begin), end)]
+        if not consistent(data, bytes(parity), facts, erased + lost, CHECKS):
+            continue
+        fixed = attempt(data, erased)
+        if fixed is not None:
+            return fixed
+    return None
+
+
+def copy(target: bytearray, source: bytearray, begin: int, end: int, shift: int) -> None:
+    """Put `source[begin + shift : end + shift]`, as far as there is such, at `begin`."""
+    low, high = max(begin, -shift), min(end, len(source) - shift)
+    if low < high:
+        target[low:high] = source[low + shift : high + shift]
+
+
+def place(window: Window) -> list[tuple[int, Piece]]:
+    """Where in the window its sound pieces belong, in order."""
+    facts = window.facts
+    assert facts is not None
+    arrived, total = len(window.data), window.total
+    if arrived == total:
+        return [(piece.begin, piece) for piece in window.pieces if piece.end <= facts.length]
+    result: list[tuple[int, Piece]] = []
+    at = 0
+    for piece in window.pieces:
+        if piece.begin != at:
+            break
+        result.append((at, piece))
+        at = piece.end
+    tail: list[tuple[int, Piece]] = []
+    at = arrived
+    for piece in reversed(window.pieces[len(result) :]):
+        if piece.end != at:
+            break
+        tail.append((piece.begin + total - arrived, piece))
+        at = piece.begin
+    result += reversed(tail)
+    # Those between two gaps: by their numbers, if all blocks have one size.
+    sizes = {p.end - p.begin - len(to_varint(p.number)) for p in window.pieces if p.code in (DATA, DATA | PLAIN)}
+    anchors = [(at, p) for at, p in result if p.code in (DATA, DATA | PLAIN)]
+    if len(sizes) == 1 and anchors:
+        size = sizes.pop()
+        at, anchor = anchors[0]
+        for piece in window.pieces:
+            if piece.code in (DATA, DATA | PLAIN) and all(piece is not known for _, known in result):
+                low, high = sorted((anchor.number, piece.number))
+                distance = sum(size + len(to_varint(n)) for n in range(low, high))
+                result.append((at + distance if piece.number > anchor.number else at - distance, piece))
+    fits = [(at, p) for at, p in result if at >= 0 and at + p.end - p.begin <= facts.length]
+    return sorted(fits, key=lambda pair: pair[0])
+
+
+def matches(data: bytes, window: Window) -> bytearray:
+    """For each byte of a mended window 1 if it arrived so, in a sound block, else 0."""
+    known = bytearray(len(data))
+    for at, piece in place(window):
+        known[at : at + piece.end - piece.begin] = b"\1" * (piece.end - piece.begin)
+    return known
+
+
+def runs(known: bytearray) -> list[tuple[int, int]]:
+    """Stretches of zeros."""
+    return [(found.start(), found.end()) for found in re.finditer(b"\0+", known)]
+
+
+def is_sound(window: bytes, number: int) -> bool:
+    """Whether a window is nothing but sound blocks, the first one behind the header."""
+    mender = Mender(io.BytesIO(window))
+    at = mender._header() if number == 0 else 0
+    if number == 0 and not at:
+        return False
+    mender._at = at
+    while mender._need(1):
+        head = mender._sound()
+        if head is None:
+            return False
+        mender._at += head[4]
+    return True
+
+
+class Mended(io.RawIOBase):
+    """A mended file as one to read from, which cannot be sought in."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.mender = file, Mender(file)
+        self._pieces, self._rest = self.mender.stream(), b""
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is not."""
+        return False
+
+    def read(self, size: int = -1) -> bytes:
+        """So many bytes; fewer only at the end, all if negative."""
+        parts, missing = [], size if size >= 0 else 2**62
+        while missing > 0:
+            if not self._rest:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    parts.append(self.file.read(missing) if size >= 0 else self.file.read())
+                    break
+                self._rest = piece
+                continue
+            parts.append(self._rest[:missing])
+            self._rest = self._rest[missing:]
+            missing -= len(parts[-1])
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Close the file, too."""
+        self.file.close()
+        super().close()
+
+
+def mended(file: BinaryIO) -> BinaryIO:
+    """`file`, mended as it is read if it has parity; if not, and it can be sought in, itself."""
+    if file.seekable():
+        start = file.tell()
+        parity = Mender(file).announced()
+        file.seek(start)
+        if not parity:
+            return file
+    return cast(BinaryIO, Mended(file))

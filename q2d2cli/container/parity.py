@@ -1,0 +1,182 @@
+"""Parity blocks: Reed-Solomon over windows of a .q2d file (docs/format.md, "Parity block"). Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from q2d2cli.container.blocks import PARITY, to_block
+from q2d2cli.container.header import FormatError
+from q2d2cli.container.varint import VarintError, from_varint, to_varint
+from q2d2cli.errors import UsageError
+
+WINDOW_BYTES = 65536
+"""About how much of a file is protected together."""
+MAX_WINDOW = 2**18
+"""Longest window that is read, bytes."""
+PIECE_BYTES = 1024
+"""Parity bytes of a block."""
+SYMBOLS = 255
+"""Bytes of the longest codeword."""
+SPARE = 2
+"""Parity bytes of a codeword beyond the share that is asked for: they find where damage begins and ends."""
+MAX_SHARE = 1.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What each parity block says about its window."""
+
+    length: int
+    """Bytes of the window."""
+    depth: int
+    """Codewords: byte `i` of the window belongs to codeword `i % depth`."""
+    symbols: int
+    """Parity bytes of a codeword."""
+    end: bytes = b""
+    """The file's end block, if it is the last window."""
+
+    @property
+    def parity_bytes(self) -> int:
+        """Parity bytes of the window."""
+        return self.depth * self.symbols
+
+    @property
+    def mendable(self) -> int:
+        """Length of a lost stretch that is mended wherever it begins, bytes."""
+        return max(0, self.symbols - SPARE) * self.depth
+
+
+def check_share(share: float) -> float:
+    """`share`, if parity of such a share of a window is possible.
+
+    Raises:
+        UsageError: if not.
+    """
+    if not 0 < share <= MAX_SHARE:
+        raise UsageError(f"parity {share:.1%} is out of range: give more than 0% and up to {MAX_SHARE:.0%}")
+    return share
+
+
+def facts_for(length: int, share: float, end: bytes = b"") -> Facts:
+    """How a window of so many bytes is protected against the loss of a share of it."""
+    data = int((SYMBOLS - SPARE - 1) / (1 + share))
+    depth = -(-length // data)
+    return Facts(length, depth, min(SYMBOLS - 1, math.ceil(share * length / depth) + SPARE), end)
+
+
+def announcement(share: float) -> bytes:
+    """The block that says, before the first data block, that there is parity."""
+    return to_block(PARITY, 0, describe(facts_for(WINDOW_BYTES, share), 0))
+
+
+def describe(facts: Facts, at: int) -> bytes:
+    """The facts as they begin the payload of a parity block; `at` is the offset of its bytes in the parity."""
+    numbers = (facts.length, facts.depth, facts.symbols, len(facts.end))
+    return b"".join(map(to_varint, numbers)) + facts.end + to_varint(at)
+
+
+def parse(payload: bytes) -> tuple[Facts, int, bytes] | None:
+    """Facts, offset and parity bytes of a parity block's payload; None if they make no sense."""
+    try:
+        length, at = from_varint(payload, 0)
+        depth, at = from_varint(payload, at)
+        symbols, at = from_varint(payload, at)
+        size, at = from_varint(payload, at)
+        end = payload[at : at + size]
+        offset, at = from_varint(payload, at + size)
+    except VarintError:
+        return None
+    if not 1 <= length <= MAX_WINDOW or not 1 <= depth <= length or len(end) != size:
+        return None
+    if depth * symbols > 2 * length + SYMBOLS or not 1 <= symbols < SYMBOLS or -(-length // depth) + symbols > SYMBOLS:
+        return None
+    facts = Facts(length, depth, symbols, end)
+    return (facts, offset, payload[at:]) if offset + len(payload) - at <= facts.parity_bytes else None
+
+
+def blocks_of(facts: Facts, number: int, parity: bytes) -> list[bytes]:
+    """The parity blocks of window `number`."""
+    return [
+        to_block(PARITY, number, describe(facts, at) + parity[at : at + PIECE_BYTES])
+        for at in range(0, len(parity), PIECE_BYTES)
+    ]
+
+
+def parity_of(window: bytes, facts: Facts) -> bytes:
+    """Parity of a window: byte `j * depth + c` is parity symbol `j` of codeword `c`."""
+    coder = codec(facts.symbols)
+    rows = bytearray(facts.parity_bytes)
+    for word in range(facts.depth):
+        rows[word :: facts.depth] = coder.encode(window[word :: facts.depth])[-facts.symbols :]
+    return bytes(rows)
+
+
+def correct(window: bytes, parity: bytes, facts: Facts, erased: Sequence[tuple[int, int]]) -> bytes | None:
+    """The window as it was.
+
+    Args:
+        window: as it arrived, `facts.length` bytes.
+        parity: as it arrived, `facts.parity_bytes` bytes.
+        facts: of the window.
+        erased: stretches `(begin, end)` of window and parity, put together, that are not known.
+
+    Returns:
+        The window, None if it cannot be corrected. It is to be checked: it may be another one.
+    """
+    from reedsolo import ReedSolomonError
+
+    coder = codec(facts.symbols)
+    fixed = bytearray(window)
+    for word in range(facts.depth):
+        data = window[word :: facts.depth]
+        places = [place for begin, end in erased for place in places_of(facts, word, len(data), begin, end)]
+        if len(places) > facts.symbols:
+            return None
+        try:
+            fixed[word :: facts.depth] = coder.decode(data + parity[word :: facts.depth], erase_pos=places)[0]
+        except (ReedSolomonError, ZeroDivisionError, IndexError):
+            return None
+    return bytes(fixed)
+
+
+def consistent(window: bytes, parity: bytes, facts: Facts, erased: Sequence[tuple[int, int]], words: int) -> bool:
+    """Whether the first codewords can be right everywhere but in the erased stretches (arguments as of `correct`)."""
+    from reedsolo import rs_calc_syndromes, rs_forney_syndromes
+
+    codec(facts.symbols)  # the functions use the tables of the code made last
+    for word in range(min(words, facts.depth)):
+        data = window[word :: facts.depth]
+        places = [place for begin, end in erased for place in places_of(facts, word, len(data), begin, end)]
+        spare = facts.symbols - len(places)
+        received = bytearray(data + parity[word :: facts.depth])
+        # Without what the erased places explain, nothing must be left.
+        left = rs_forney_syndromes(rs_calc_syndromes(received, facts.symbols), places, len(received))
+        if spare < 0 or any(left[:spare]):
+            return False
+    return True
+
+
+def places_of(facts: Facts, word: int, data: int, begin: int, end: int) -> Iterator[int]:
+    """Places in a codeword of the bytes `begin` to `end` of window and parity, put together."""
+    depth, length = facts.depth, facts.length
+    yield from range(max(0, -(-(begin - word) // depth)), max(0, -(-(min(end, length) - word) // depth)))
+    first, last = max(0, begin - length), max(0, end - length)
+    yield from range(data + max(0, -(-(first - word) // depth)), data + max(0, -(-(last - word) // depth)))
+
+
+@lru_cache(maxsize=8)
+def codec(symbols: int) -> Any:
+    """The Reed-Solomon code with so many parity bytes.
+
+    Raises:
+        FormatError: if the package is missing.
+    """
+    try:
+        from reedsolo import RSCodec
+    except ImportError as error:
+        raise FormatError("has parity, which needs one more package: pip install reedsolo") from error
+    return RSCodec(symbols)
