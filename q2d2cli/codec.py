@@ -19,6 +19,7 @@ from q2d2cli.checkpoints import DEFAULT_MODEL
 from q2d2cli.container.coding import library
 from q2d2cli.container.coding.context import ContextModel
 from q2d2cli.container.header import FormatError, Header, Payload, block_frames
+from q2d2cli.container.mending import mended
 from q2d2cli.container.stream import PACKED_TOGETHER, Reader, Writer
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output
@@ -140,7 +141,7 @@ class Tokens:
             with ExitStack() as stack:
                 opened = stack.enter_context(open(file, "rb")) if isinstance(file, str | Path) else file
                 check_binary(opened)
-                reader = Reader(opened)
+                reader = Reader(opened if start or duration is not None else mended(opened))
                 blocks, num_samples = read_part(reader, start, duration)
         except OSError as error:
             raise UsageError(f"cannot read {name}: {error.strerror}") from error

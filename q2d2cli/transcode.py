@@ -14,6 +14,7 @@ from q2d2cli.audio import AudioReader, RawFormat, open_sink
 from q2d2cli.codec import Codec, sample_range
 from q2d2cli.concealment import Concealer
 from q2d2cli.container.header import FormatError, Header, Payload
+from q2d2cli.container.mending import Mended, mended
 from q2d2cli.container.payload import coder_for
 from q2d2cli.container.stream import PACKED_TOGETHER, Fault, Reader, Writer
 from q2d2cli.errors import Q2D2Error, report
@@ -55,6 +56,8 @@ class Summary:
     """Blocks that were decoded although their checksum did not match."""
     lost_blocks: int = 0
     """Blocks that were missing and filled in."""
+    mended_bytes: int = 0
+    """Bytes that did not arrive and were found by the file's parity."""
     lost_seconds: float = 0.0
     """Seconds that were lost and filled in."""
     faults: tuple[Fault, ...] = ()
@@ -75,6 +78,7 @@ def encode_file(
     raw: RawFormat | None = None,
     *,
     live: float | None = None,
+    parity: float | None = None,
 ) -> Summary:
     """Encode an audio file (`-`: standard input) to a .q2d file (`-`: standard output).
 
@@ -87,6 +91,7 @@ def encode_file(
         effort: as `Codec.encode` takes it.
         raw: the format of audio without header.
         live: seconds of audio in a block; each is written as soon as it can be known. None for files.
+        parity: share of the file that may be lost in one stretch and be mended; None for no parity.
 
     Raises:
         UsageError: if there is no such file, the target's folder cannot be written to, the
@@ -120,7 +125,7 @@ def encode_file(
         )
         # Whoever reads along, or records, wants each block as soon as it is there.
         ahead = live is None and regular_file(source, 0) is not None and file.seekable()
-        writer = Writer(file, encoder.header, PACKED_TOGETHER if ahead else 1)
+        writer = Writer(file, encoder.header, PACKED_TOGETHER if ahead else 1, parity=parity)
         file.flush()
         for block in audio.blocks() if live is None else audio.blocks(LIVE_PIECE_SECONDS):
             samples += block.shape[1]
@@ -186,7 +191,10 @@ def decode_file(
     name = "standard input" if source == PIPE else str(source)
     with ExitStack() as stack:
         try:
-            reader = Reader(stack.enter_context(open_binary(source)), conceal)
+            opened = stack.enter_context(open_binary(source))
+            # Where only a part is read there is no parity to mend it by.
+            arrived = opened if start or duration is not None else mended(opened)
+            reader = Reader(arrived, conceal)
             header = reader.header
             begin, end = sample_range(header, reader.length(), start, duration)
             codec = codec_for(header)
@@ -224,6 +232,7 @@ def decode_file(
         payload_bit_rate=payload,
         damaged_blocks=reader.damaged_blocks,
         lost_blocks=reader.lost_blocks,
+        mended_bytes=arrived.mender.mended if isinstance(arrived, Mended) else 0,
         lost_seconds=reader.lost_seconds if conceal else 0.0,
         faults=tuple(reader.faults),
     )
@@ -256,7 +265,7 @@ def what_is_left(source: Path) -> str:
     if regular_file(source, 0) is None:
         return ""
     try:
-        with Reader(open_binary(source), conceal=True) as reader:
+        with Reader(mended(open_binary(source)), conceal=True) as reader:
             for _ in reader.blocks():
                 pass
     except FormatError:

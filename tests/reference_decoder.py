@@ -215,7 +215,7 @@ def header_2(source: Bytes) -> dict[str, Any]:
     return {
         "kind": KINDS[first % 16],
         "levels": levels,
-        "payload": ["packed", "robust"][first // 16],
+        "payload": ["packed", "robust"][first // 16 % 8],
         "hop": hop,
         "sample_rate": rate,
         "model": name,

@@ -311,7 +311,7 @@ def test_what_is_newer_than_this_reader_is_said_so() -> None:
         read(data[:8] + b"\x03" + data[9:])
     with pytest.raises(FormatError, match=r"type 5.*upgrade"):
         read(data[: data.rindex(b"\x20\x03")] + with_crc(5, 3, b""))
-    for value, words in ((0x09, "quantizer kind 9"), (0x91, "payload mode 9")):
+    for value, words in ((0x09, "quantizer kind 9"), (0x71, "payload mode 7")):
         with pytest.raises(FormatError, match=words):
             read(header_with(data, change=(0, value)))
     with pytest.raises(FormatError, match=r"context model 636f6e746578746d.*upgrade"):

@@ -19,6 +19,7 @@ from q2d2cli.cli import (
     listening,
     models,
     probe,
+    repair,
     tokenize,
     train,
 )
@@ -54,6 +55,7 @@ def options(
 app.command("encode", no_args_is_help=True)(encode.encode)
 app.command("decode", no_args_is_help=True)(decode.decode)
 app.command("info", no_args_is_help=True)(info.info)
+app.command("repair", no_args_is_help=True)(repair.repair)
 app.command("channel", no_args_is_help=True)(channel.channel)
 app.command("models")(models.models)
 app.command("eval", no_args_is_help=True)(evaluate.evaluate)

@@ -277,6 +277,8 @@ def convert_all(
             done += 1
             for warning in result.warnings:
                 report(warning)
+            if result.mended_bytes:
+                report(f"{source} is damaged: {result.mended_bytes} bytes mended by its parity (see q2d2 repair)")
             if result.faults:
                 concealed = f", {result.lost_seconds:.2f} s concealed" if result.lost_seconds else ""
                 report(f"{source} {damage(result.faults)}; decoded what is there{concealed}")

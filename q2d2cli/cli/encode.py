@@ -63,6 +63,12 @@ def encode(
             "--effort", "-e", min=0, help="Rounds of search for better tokens; 20 is a good number, and slow."
         ),
     ] = 0,
+    parity: Annotated[
+        str | None,
+        typer.Option(
+            "--parity", metavar="SHARE", help="Make so much of it mendable, 10% say: see repair.", show_default=False
+        ),
+    ] = None,
     raw: Raw = False,
     rate: Annotated[
         int | None, typer.Option("--rate", min=1, max=1_000_000, help="Of --raw: sample rate, Hz.", show_default=False)
@@ -97,6 +103,7 @@ def encode(
     """
     from q2d2cli.audio import AUDIO_SUFFIXES
 
+    mendable = None if parity is None else share(parity)
     planned = plan(paths, out_dir, ".q2d", AUDIO_SUFFIXES, check_name)
     check_jobs(planned.jobs, out_dir, force)
     mode = payload_mode(payload, robust)
@@ -112,9 +119,23 @@ def encode(
     codec = Codec.from_pretrained(name, device)
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
-        return encode_file(codec, source, target, progress, mode, effort, form, live=seconds)
+        return encode_file(codec, source, target, progress, mode, effort, form, live=seconds, parity=mendable)
 
     return convert_all(planned, out_dir, force, quiet, as_json, convert, 1 if effort else files_at_once())
+
+
+def share(text: str) -> float:
+    """What `--parity` says.
+
+    Raises:
+        UsageError: if that is no share, or one that is not possible.
+    """
+    from q2d2cli.container.parity import check_share
+
+    try:
+        return check_share(float(text[:-1]) / 100 if text.endswith("%") else float(text))
+    except ValueError as error:
+        raise UsageError(f"--parity {text!r} is no share: write 10%, say") from error
 
 
 def check_name(path: Path) -> None:

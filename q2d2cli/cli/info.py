@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO, cast
 
 import typer
 
@@ -95,11 +95,38 @@ def describe(path: Path) -> dict[str, Any]:
         "lost_seconds": round(reader.lost_seconds, 4),
         "faults": reader.faults,
         "parity_blocks": reader.parity_blocks,
+        **(parity_facts(path) if reader.parity_blocks and path != PIPE else {}),
         "metadata_blocks": reader.metadata_blocks,
         "bytes": reader.bytes_read,
         "payload_bytes": reader.payload_bytes,
         "bit_rate": reader.rates()[0] or None,
         "payload_bit_rate": rate,
+    }
+
+
+def parity_facts(path: Path) -> dict[str, Any]:
+    """What parity the file has, and what is left of the damage when it is mended."""
+    from q2d2cli.container.header import FormatError
+    from q2d2cli.container.mending import Mended
+    from q2d2cli.container.stream import Reader
+    from q2d2cli.files import open_binary
+
+    with Mended(open_binary(path)) as mended:
+        try:
+            reader = Reader(cast(BinaryIO, mended), conceal=True)
+            for _ in reader.blocks():
+                pass
+            left: float | None = reader.lost_seconds
+            whole = not reader.faults
+        except FormatError:
+            left, whole = None, False
+        facts = mended.mender.facts
+    return {
+        "window_bytes": facts.length if facts else 0,
+        "mendable_bytes": facts.mendable if facts else 0,
+        "mended_bytes": mended.mender.mended,
+        "mends_whole": whole,
+        "lost_seconds_mended": left,
     }
 
 
@@ -142,5 +169,10 @@ def as_text(facts: dict[str, Any]) -> str:
         ("payload", payload),
         ("model", f"{facts['model']}, weights {facts['fingerprint']}"),
     ]
+    if facts.get("window_bytes"):
+        rows.append(("parity", f"mends {facts['mendable_bytes']} lost bytes in {facts['window_bytes']}"))
+        if facts["faults"]:
+            rest = "all of it" if facts["mends_whole"] else f"all but {facts['lost_seconds_mended'] or 0:.2f} s of it"
+            rows.append(("repair", f"q2d2 repair mends {rest}" if facts["mended_bytes"] else "cannot be mended"))
     rows += [("damage", str(fault)) for fault in facts["faults"]]
     return "\n".join(f"{name:<10} {value}" for name, value in rows)

@@ -72,6 +72,8 @@ class Header:
     """How pair indices become bits."""
     context: bytes = b""
     """Fingerprint of the context model of a `coded` payload: first 8 bytes of the SHA-256 of its file."""
+    parity: bool = False
+    """Whether the file has parity blocks."""
 
     def __post_init__(self) -> None:
         limits = {
@@ -133,7 +135,7 @@ class Header:
         Args:
             room: whether the number of samples takes `SAMPLES_BYTES`, so that it can be put in later.
         """
-        body = bytearray([KINDS.index(self.quantizer.kind) | PAYLOADS.index(self.payload) << 4])
+        body = bytearray([KINDS.index(self.quantizer.kind) | PAYLOADS.index(self.payload) << 4 | self.parity << 7])
         body += to_varint(self.quantizer.dim)
         for level, run in groupby(self.quantizer.levels):
             body += to_varint(level) + to_varint(len(list(run)))
@@ -226,7 +228,7 @@ def parse_body(body: bytes, version: tuple[int, int]) -> Header:
 
     try:
         first = byte()
-        kind, mode = first & 15, first >> 4
+        kind, mode, parity = first & 15, first >> 4 & 7, first >> 7 == 1
         if kind >= len(KINDS) or mode >= len(PAYLOADS):
             what = f"quantizer kind {kind}" if kind >= len(KINDS) else f"payload mode {mode}"
             raise FormatError(f"uses {what}, which this q2d2 does not know: upgrade q2d2")
@@ -258,6 +260,7 @@ def parse_body(body: bytes, version: tuple[int, int]) -> Header:
             version,
             PAYLOADS[mode],
             context,
+            parity,
         )
     except ValueError as error:
         raise FormatError(f"has an impossible header: {error}") from error

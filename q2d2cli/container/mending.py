@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, cast
 
-from q2d2cli.container.blocks import DATA, END, PARITY, PLAIN, Head, read_head
+from q2d2cli.container.blocks import DATA, END, PARITY, PLAIN, SHORT, Head, read_head
 from q2d2cli.container.header import CRC, MAGIC, PREFIX, VERSION
 from q2d2cli.container.parity import MAX_WINDOW, PIECE_BYTES, Facts, blocks_of, consistent, correct, parity_of, parse
 from q2d2cli.container.varint import VarintError, from_varint, to_varint
@@ -37,6 +37,8 @@ class Window:
     """What arrived of a window and its parity."""
 
     number: int
+    first: int = 0
+    """Number of its first data block."""
     data: bytearray = field(default_factory=bytearray)
     pieces: list[Piece] = field(default_factory=list)
     facts: Facts | None = None
@@ -69,18 +71,14 @@ class Mender:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._data, self._at = bytearray(), 0
-        self.mended = self.windows = 0
+        self.mended = self.windows = self._expected = 0
         self.facts: Facts | None = None
 
     def announced(self) -> bool:
         """Whether the file says that it has parity, or its beginning is damaged and it may; to be called first."""
-        header = self._header()
-        if not header:
-            return not self._data.startswith(MAGIC + b"\1")
-        self._at = header
-        head = self._sound()
-        self._at = 0
-        return head is None or head[0] == PARITY
+        if not self._header():
+            return self._data[: len(MAGIC) + 1] != MAGIC + b"\1"
+        return self._data[from_varint(self._data, PREFIX.size)[1]] >= 0x80
 
     def stream(self) -> Iterator[bytes]:
         """The file's bytes in pieces; if it has no parity, only the first ones (then `file` has the rest)."""
@@ -110,12 +108,14 @@ class Mender:
             code, number, begin, _, size = head
             if code == PARITY:
                 found = parse(bytes(self._data[self._at + begin : self._at + size - CRC.size]))
-                if found is not None and found[1] + len(found[2]) == 0:
-                    found = None
                 if found is not None:
                     yield from self._parity(window, number, found, sent)
-                    window, sent = Window(window.number + 1), 0
+                    window, sent = Window(window.number + 1, self._expected), 0
                     continue
+            if code & ~(PLAIN | SHORT) == DATA:
+                # Blocks may be gone without a trace but for their numbers.
+                window.damaged |= number != self._expected
+                self._expected = number + 1
             window.pieces.append(Piece(code, number, len(window.data), len(window.data) + size))
             self._move(window, size)
         yield bytes(window.data[sent:]) + bytes(self._data[self._at :])
@@ -316,31 +316,28 @@ def place(window: Window) -> list[tuple[int, Piece]]:
     if arrived == total:
         return [(piece.begin, piece) for piece in window.pieces if piece.end <= facts.length]
     result: list[tuple[int, Piece]] = []
-    at = 0
+    at, expected = 0, window.first
     for piece in window.pieces:
-        if piece.begin != at:
+        is_data = piece.code & ~(PLAIN | SHORT) == DATA
+        if piece.begin != at or (is_data and piece.number != expected):
             break
         result.append((at, piece))
-        at = piece.end
-    tail: list[tuple[int, Piece]] = []
-    at = arrived
-    for piece in reversed(window.pieces[len(result) :]):
-        if piece.end != at:
-            break
-        tail.append((piece.begin + total - arrived, piece))
-        at = piece.begin
-    result += reversed(tail)
-    # Those between two gaps: by their numbers, if all blocks have one size.
+        at, expected = piece.end, expected + is_data
+    rest = [piece for piece in window.pieces[len(result) :] if piece.code & ~(PLAIN | SHORT) == DATA]
     sizes = {p.end - p.begin - len(to_varint(p.number)) for p in window.pieces if p.code in (DATA, DATA | PLAIN)}
-    anchors = [(at, p) for at, p in result if p.code in (DATA, DATA | PLAIN)]
-    if len(sizes) == 1 and anchors:
+    if len(sizes) == 1 and (result or window.number):
+        # All whole blocks have one size: their numbers tell where they belong.
         size = sizes.pop()
-        at, anchor = anchors[0]
-        for piece in window.pieces:
-            if piece.code in (DATA, DATA | PLAIN) and all(piece is not known for _, known in result):
-                low, high = sorted((anchor.number, piece.number))
-                distance = sum(size + len(to_varint(n)) for n in range(low, high))
-                result.append((at + distance if piece.number > anchor.number else at - distance, piece))
+        for piece in rest:
+            distance = sum(size + len(to_varint(n)) for n in range(expected, min(piece.number, expected + total)))
+            result.append((at + distance, piece))
+    else:
+        at = arrived
+        for piece in reversed(rest):
+            if piece.end != at:
+                break
+            result.append((piece.begin + total - arrived, piece))
+            at = piece.begin
     fits = [(at, p) for at, p in result if at >= 0 and at + p.end - p.begin <= facts.length]
     return sorted(fits, key=lambda pair: pair[0])
 

@@ -17,7 +17,7 @@ WINDOW_BYTES = 65536
 """About how much of a file is protected together."""
 MAX_WINDOW = 2**18
 """Longest window that is read, bytes."""
-PIECE_BYTES = 1024
+PIECE_BYTES = 256
 """Parity bytes of a block."""
 SYMBOLS = 255
 """Bytes of the longest codeword."""
@@ -66,11 +66,6 @@ def facts_for(length: int, share: float, end: bytes = b"") -> Facts:
     data = int((SYMBOLS - SPARE - 1) / (1 + share))
     depth = -(-length // data)
     return Facts(length, depth, min(SYMBOLS - 1, math.ceil(share * length / depth) + SPARE), end)
-
-
-def announcement(share: float) -> bytes:
-    """The block that says, before the first data block, that there is parity."""
-    return to_block(PARITY, 0, describe(facts_for(WINDOW_BYTES, share), 0))
 
 
 def describe(facts: Facts, at: int) -> bytes:

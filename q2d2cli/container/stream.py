@@ -24,7 +24,7 @@ from q2d2cli.container.blocks import (
     to_block,
 )
 from q2d2cli.container.header import MAX_PAYLOAD, FormatError, Header
-from q2d2cli.container.parity import WINDOW_BYTES, announcement, facts_for, parity_of
+from q2d2cli.container.parity import WINDOW_BYTES, facts_for, parity_of
 from q2d2cli.container.parity import blocks_of as parity_blocks
 from q2d2cli.container.payload import Packed, concealment, pack_blocks, plain_bytes, unpack_blocks
 from q2d2cli.container.seeking import find_block, samples_at_end
@@ -59,6 +59,7 @@ class Writer:
     """
 
     def __init__(self, file: BinaryIO, header: Header, batch: int = 1, parity: float | None = None) -> None:
+        header = replace(header, parity=parity is not None)
         self.file, self.header, self._parity = file, header, parity
         self.bytes_written = self.payload_bytes = self.frames = 0
         self._batch, self._blocks = batch, 0
@@ -66,8 +67,6 @@ class Writer:
         self._start = file.tell() if file.seekable() else None
         self._window, self._windows = bytearray(), 0
         self._put(header.to_bytes(room=self._room()))
-        if parity is not None:
-            self._put(announcement(parity))
 
     def write(self, indices: np.ndarray) -> None:
         """Append `(channels, frames, pairs)` pair indices.
