@@ -162,7 +162,7 @@ class Mender:
         self.mended += 0 if complete else facts.parity_bytes
         yield data[sent:] + fixed
         if facts.end:
-            yield self._finish(facts.end)
+            yield self._finish(facts.end + CRC.pack(zlib.crc32(facts.end)))
 
     def _finish(self, end: bytes) -> bytes:
         """The end block, whatever stands in its place, and what follows it."""

@@ -37,7 +37,7 @@ class Facts:
     symbols: int
     """Parity bytes of a codeword."""
     end: bytes = b""
-    """The file's end block, if it is the last window."""
+    """The file's end block without its CRC32 (a search would take it for the end), if it is the last window."""
 
     @property
     def parity_bytes(self) -> int:

@@ -23,7 +23,7 @@ from q2d2cli.container.blocks import (
     read_header,
     to_block,
 )
-from q2d2cli.container.header import MAX_PAYLOAD, FormatError, Header
+from q2d2cli.container.header import CRC, MAX_PAYLOAD, FormatError, Header
 from q2d2cli.container.parity import WINDOW_BYTES, facts_for, parity_of
 from q2d2cli.container.parity import blocks_of as parity_blocks
 from q2d2cli.container.payload import Packed, concealment, pack_blocks, plain_bytes, unpack_blocks
@@ -100,7 +100,7 @@ class Writer:
         if known and self.header.num_samples != num_samples:
             raise ValueError(f"the header, already written, says {self.header.num_samples} samples, not {num_samples}")
         end = to_block(END, self._blocks, b"" if known else to_varint(num_samples))
-        self._protect(end)
+        self._protect(end[: -CRC.size])
         self._put(end)
         if self._room():
             assert self._start is not None
