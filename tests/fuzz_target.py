@@ -1,0 +1,53 @@
+"""What the fuzzers run: everything that reads a .q2d file, on any bytes; fails on what is not a clear error."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+from q2d2cli.container.header import FormatError
+from q2d2cli.container.mending import Mended
+from q2d2cli.container.stream import Reader
+
+MOST_BYTES = 2**16
+"""Longer inputs find nothing that shorter ones do not."""
+
+
+def target(data: bytes) -> None:
+    """Read `data` every way there is: strict, concealed, mended, and a part of it.
+
+    Raises:
+        AssertionError: if what was read does not fit what was said.
+        Exception: any but FormatError is a bug.
+    """
+    data = data[:MOST_BYTES]
+    for conceal, mend in ((False, False), (True, False), (True, True)):
+        with contextlib.suppress(FormatError):
+            reader = Reader(Mended(io.BytesIO(data)) if mend else io.BytesIO(data), conceal)  # type: ignore[arg-type]
+            walk(reader)
+    with contextlib.suppress(FormatError):
+        reader = Reader(io.BytesIO(data), conceal=True)
+        reader.length()
+        for block in reader.part(3 * reader.header.frames_per_block, 4 * reader.header.frames_per_block):
+            assert block.frames > 0
+
+
+def walk(reader: Reader) -> None:
+    """Every block, and what is in those that are small."""
+    frames = values = 0
+    header = reader.header
+    for block in reader.blocks():
+        assert block.first == frames
+        frames += block.frames
+        size = block.frames * header.channels * header.quantizer.num_indices
+        if block.state != "lost" and size < 2**20 and (values := values + size) < 2**22:
+            indices = reader.unpack(block)
+            assert indices.shape == (header.channels, block.frames, header.quantizer.num_indices)
+            assert (indices >= 0).all()
+            assert (indices < header.quantizer.sizes).all()
+        if frames > 2**24:
+            return
+    assert reader.frames == frames
+    assert reader.num_samples is not None
+    if not reader.faults:
+        assert header.frames_for(reader.num_samples) == frames
