@@ -35,6 +35,13 @@ READ_LATE = ("Q2D2_", "XDG_")
 """Beginnings of variables that the command reads when it runs; others may count at import."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what drives a browser."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Run the real command in an empty folder."""

@@ -17,7 +17,10 @@ from conftest import CLIP, TINY
 
 from q2d2cli import Codec
 from q2d2cli.__main__ import run
+from q2d2cli.corpus.engines import Settings, run_job
+from q2d2cli.corpus.sources import CorpusSpec
 
+SHORTEST = ("--kind", "static", "--minutes", "0.1")
 PLACES = {
     "encode input": ("encode", "-f", "@", "out.q2d", "-m", "tiny"),
     "encode output": ("encode", "-f", "clip.wav", "@", "-m", "tiny"),
@@ -38,15 +41,21 @@ PLACES = {
     "listening clips": ("listening", "build", "@", "page", "-c", "q2d2:tiny"),
     "listening page": ("listening", "build", "refs", "@", "-c", "q2d2:tiny"),
     "listening results": ("listening", "results", "@"),
+    "tokenize corpus": ("tokenize", "@", "-o", "ids", "-m", "tiny"),
+    "tokenize out": ("tokenize", "refs", "-o", "@", "-m", "tiny"),
+    "tokenize manifest": ("tokenize", "refs", "-o", "ids", "-m", "tiny", "--manifest", "@"),
+    "tokenize model": ("tokenize", "refs", "-o", "ids", "-m", "@"),
+    "tokenize verify": ("tokenize", "--verify", "@"),
+    "detokenize folder": ("detokenize", "@", "-o", "wavs"),
+    "detokenize out": ("detokenize", "tokens", "-o", "@"),
+    "detokenize model": ("detokenize", "tokens", "-o", "wavs", "-m", "@"),
+    "context model": ("context", "@", "--data", "refs", "-o", "c", *SHORTEST),
+    "context data": ("context", "-f", "tiny", "--data", "@", "-o", "c", *SHORTEST),
+    "context out": ("context", "tiny", "--data", "refs", "-o", "@", *SHORTEST),
     "analyze": ("analyze", "@", "-m", "tiny"),
     "analyze out": ("analyze", "refs", "-m", "tiny", "--out", "@"),
     "probe": ("probe", "@", "-m", "tiny"),
     "probe manifest": ("probe", "--manifest", "@", "-m", "tiny"),
-    "tokenize corpus": ("tokenize", "@", "--out", "tokens", "-m", "tiny"),
-    "tokenize out": ("tokenize", "refs", "--out", "@", "-m", "tiny"),
-    "tokenize manifest": ("tokenize", "refs", "--manifest", "@", "--out", "tokens", "-m", "tiny"),
-    "tokenize verify": ("tokenize", "--verify", "@"),
-    "detokenize folder": ("detokenize", "@", "--out", "wavs"),
     "train config": ("train", "-q", "-c", "@", "-o", "run"),
     "train out": ("train", "-q", "-c", "config.yaml", "-o", "@"),
     "train init": ("train", "-q", "-c", "config.yaml", "-o", "run", "--init", "@"),
@@ -66,13 +75,25 @@ KINDS = {
 }
 
 
+@pytest.fixture(scope="session")
+def tokens(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of ids that q2d2 tokenize has written."""
+    folder = tmp_path_factory.mktemp("ids")
+    audio, rate = soundfile.read(CLIP, dtype="float32", frames=16_000)
+    soundfile.write(folder / "a.wav", audio, rate)
+    settings = Settings(CorpusSpec((str(folder / "a.wav"),)), str(tiny), "cpu")
+    run_job(settings, folder / "tokens", lambda clips, seconds: None, lambda plan, folder: None)
+    return folder / "tokens"
+
+
 @pytest.fixture
-def folder(tiny: Path, tiny_codec: Codec, tmp_path: Path) -> Iterator[Path]:
+def folder(tiny: Path, tokens: Path, tiny_codec: Codec, tmp_path: Path) -> Iterator[Path]:
     """The folder that commands run in, with something of everything."""
     here = tmp_path
     (here / "refs").mkdir()
     (here / "folder").mkdir()
     (here / "tiny").symlink_to(tiny)
+    (here / "tokens").symlink_to(tokens)
     audio, rate = soundfile.read(CLIP, dtype="float32", frames=16_000)
     for name in ("clip.wav", "refs/a.wav"):
         soundfile.write(here / name, audio, rate)

@@ -183,6 +183,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kills"), [("parquet", 2), ("npy", 1)])
 def test_killed_it_goes_on_where_it_stopped(
     call: Run, tmp_path: Path, tiny: Path, clip: tuple[np.ndarray, int], name: str, kills: int

@@ -122,6 +122,7 @@ def store(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileS
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.mark.slow
 def test_object_storage(
     call: Run,
     tmp_path: Path,
@@ -167,6 +168,7 @@ def test_object_storage(
     assert b"no audio found in s3://bucket/none" in call("tokenize", "s3://bucket/none", "-o", tmp_path / "n").stderr
 
 
+@pytest.mark.slow
 def test_a_store_that_goes_away_stops_the_job_until_it_is_back(
     call: Run,
     tmp_path: Path,
@@ -201,6 +203,7 @@ def test_a_store_that_goes_away_stops_the_job_until_it_is_back(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hugging_face_data_sets(
     call: Run,

@@ -25,6 +25,7 @@ def validations(folder: Path) -> list[dict[str, float]]:
     return [line for line in lines if "valid" in line]
 
 
+@pytest.mark.slow
 def test_student_learns_the_codes_of_its_teacher(run: Run, config: Path, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = ["--set", f"teacher={tiny}", "--set", "steps=120", *STUDENT, *NO_JUDGES]

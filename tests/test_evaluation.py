@@ -262,6 +262,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+@pytest.mark.slow
 def test_neural_peers_run_and_have_their_bit_rates(run: Run, hub: Path, corpus: Path) -> None:
     specs = [part for spec in ("encodec:6", "dac:8", "mimi:8", "snac") for part in ("--codec", spec)]
     result = run(
@@ -356,6 +357,7 @@ def test_the_report_plays_the_codes_that_were_scored(corpus: Path, tiny: Path) -
     np.testing.assert_array_equal(example(subject, row, audio, rate), decoded)
 
 
+@pytest.mark.slow
 def test_processes_do_not_change_scores(run: Run, corpus: Path, tiny: Path) -> None:
     results = [
         json.loads(
@@ -425,6 +427,7 @@ def test_robust_payload_withstands_bit_errors_that_packed_does_not(run: Run, tmp
     assert "Over a bad channel" in (tmp_path / "out/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_speed_and_memory(run: Run, corpus: Path, tiny: Path) -> None:
     result = run("eval", corpus / "a", "--codec", f"q2d2:{tiny}", "--metrics", "stoi,rtf,memory", "--json")
     codec = json.loads(result.stdout)["codecs"][0]

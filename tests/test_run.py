@@ -68,6 +68,7 @@ def one_line(stderr: bytes) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_log_and_tensorboard_tell_the_same(run: Run, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert run("train", "-c", config, "-o", out).returncode == 0
@@ -202,6 +203,7 @@ def test_learning_rates_of_the_schedules(config: Path) -> None:
     assert (trainer.progress, trainer.schedule) == (1, pytest.approx(0.1))
 
 
+@pytest.mark.slow
 def test_a_run_is_cooled_down_and_goes_on_from_before(run: Run, config: Path, tmp_path: Path) -> None:
     out, whole = tmp_path / "run", tmp_path / "whole"
     common = (PLAIN[-1], "discriminator.start=0", "optim.schedule=constant", "validate_every=5", "log_every=4")
@@ -243,6 +245,7 @@ def test_a_run_is_cooled_down_and_goes_on_from_before(run: Run, config: Path, tm
         train(read_config(config), out, resume=True, cooldown=8)
 
 
+@pytest.mark.slow
 def test_older_states_stay_and_serve_when_the_newest_is_damaged(run: Run, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     changes = settings(*PLAIN, "save_every=10", "steps=40", "keep_states=3")
@@ -405,6 +408,7 @@ def test_second_interrupt_stops_at_once_and_saves_nothing(config: Path, tmp_path
     assert not list(out.glob("*.pt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_the_command_with_a_saved_state(config: Path, tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "run"

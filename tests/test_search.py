@@ -42,6 +42,7 @@ def at_once(speech: Codec, voice: np.ndarray) -> dict[str, float]:
     return quality(speech, speech.encode(voice, RATE), voice)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_seconds", [None, 1.0])
 def test_speech_gets_nearer_to_the_recording(
     speech: Codec, voice: np.ndarray, at_once: dict[str, float], chunk_seconds: float | None

@@ -178,6 +178,7 @@ def test_shards_are_not_balanced(run: Run, config: Path, tmp_path: Path) -> None
     assert "Traceback" not in result.stderr.decode()
 
 
+@pytest.mark.slow
 def test_two_processes_train_from_shards_and_go_on_exactly(config: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tars"
     folder.mkdir()

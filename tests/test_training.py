@@ -32,6 +32,7 @@ from q2d2cli.training.scores import measure
 from q2d2cli.training.trainer import Trainer, start_from
 
 
+@pytest.mark.slow
 def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     content = yaml.safe_load(config.read_text())
@@ -301,12 +302,14 @@ def test_validation_hears_recordings_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux what the processor can do")
-def test_bfloat16_only_where_the_processor_has_it(config: Path) -> None:
-    there = "bf16" in Path("/proc/cpuinfo").read_text()
+def test_bfloat16_only_where_the_processor_has_it(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = "bf16" in Path("/proc/cpuinfo").read_text() and os.environ.get("Q2D2_BFLOAT16") != "0"
     for overrides, wanted in ((("bf16=true",), there), (("bf16=false",), False)):
         trainer = Trainer(read_config(config, overrides), make_accelerator("cpu"))
         assert trainer.bf16 == wanted
         assert any("bfloat16" in note for note in trainer.notes) == (overrides == ("bf16=true",) and not there)
+    monkeypatch.setenv("Q2D2_BFLOAT16", "0")
+    assert not Trainer(read_config(config, ("bf16=true",)), make_accelerator("cpu")).bf16
 
 
 def test_losses_are_zero_for_equal_signals_and_grow_with_distance() -> None:
@@ -500,6 +503,7 @@ def entries(folder: Path) -> dict[int, dict[str, float]]:
     }
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(config: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "broken.wav").unlink()
     # A low learning rate: a code that float noise flips must not send the runs different ways.
@@ -524,6 +528,7 @@ def test_two_processes_are_one_with_twice_the_batch(config: Path, tmp_path: Path
         assert losses == pytest.approx(two[step], rel=2e-3), step
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_exactly(run: Run, config: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "broken.wav").unlink()
     assert run("train", "-c", config, "-o", tmp_path / "whole").returncode == 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from q2d2cli.cli.common import Device, Force, Quiet
+from q2d2cli.cli.common import Device, Force, Quiet, named
 from q2d2cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,11 +17,21 @@ if TYPE_CHECKING:
 
 def context(
     model: Annotated[str, typer.Argument(help="Model name or folder.", show_default=False)],
-    data: Annotated[Path, typer.Option("--data", help="Folder of audio like that to be coded, or a list of paths.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", help="Folder of audio like that to be coded, or a list of paths.", parser=named, metavar="PATH"
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="File to write instead of the model's context.safetensors.", show_default=False
+            "--out",
+            "-o",
+            help="File to write instead of the model's context.safetensors.",
+            show_default=False,
+            parser=named,
+            metavar="PATH",
         ),
     ] = None,
     kind: Annotated[

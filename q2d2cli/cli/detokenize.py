@@ -9,13 +9,23 @@ from typing import Annotated
 
 import typer
 
-from q2d2cli.cli.common import Device, Json, Quiet, count_bar
+from q2d2cli.cli.common import Device, Json, Quiet, count_bar, named
 from q2d2cli.errors import report
 
 
 def detokenize(
-    folder: Annotated[Path, typer.Argument(help="Folder that q2d2 tokenize has written.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for ID.wav; made if missing.", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder that q2d2 tokenize has written.", show_default=False, parser=named, metavar="FOLDER"
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder for ID.wav; made if missing.", show_default=False, parser=named, metavar="PATH"
+        ),
+    ],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Where the model is, if not where it was.", show_default=False)
     ] = None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from q2d2cli import DEFAULT_MODEL
-from q2d2cli.cli.common import Device, Json, Quiet, count_bar
+from q2d2cli.cli.common import Device, Json, Quiet, count_bar, named
 from q2d2cli.cli.encode import choose
 from q2d2cli.errors import UsageError, report
 
@@ -32,7 +32,10 @@ def tokenize(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the shards.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the shards.", show_default=False, parser=named, metavar="PATH"),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="Model name, folder or Hugging Face Hub id.", show_default=DEFAULT_MODEL),
@@ -158,7 +161,9 @@ def summarize(folder: TokenFolder, bar: Bar, quiet: bool, as_json: bool) -> int:
 def check(value: str, corpus: list[str], out: Path | None, device: str, quiet: bool, as_json: bool) -> int:
     """What `--verify` does; returns the exit code."""
     share = re.fullmatch(r"([0-9]*\.?[0-9]+)%", value)
-    names = [name for name in (None if share else value, *corpus, out and str(out)) if name]
+    names = [
+        name for name in (None if share else value, *corpus, None if out is None else str(out)) if name is not None
+    ]
     if len(names) != 1:
         raise UsageError("--verify takes one folder: q2d2 tokenize --verify DIR, or q2d2 tokenize --verify 0.1% DIR")
     part = float(share[1]) / 100 if share else 0.0
@@ -167,7 +172,7 @@ def check(value: str, corpus: list[str], out: Path | None, device: str, quiet: b
     from q2d2cli.corpus.folder import TokenFolder
     from q2d2cli.corpus.verify import verify
 
-    path = Path(names[0])
+    path = named(names[0])
     with count_bar("shards", max(1, len(TokenFolder(path).records)), quiet) as progress:
         found = verify(path, part, device, progress)
     for problem in found.problems:

@@ -38,8 +38,8 @@ class Clip:
     """One piece of audio and what is known of it.
 
     Attributes:
-        id: unique in the corpus; a relative path without suffix.
-        source: where it is from, for people and for finding it again.
+        id: unique in the corpus; a relative path without suffix. Bytes of a name that are no UTF-8 are escaped.
+        source: where it is from, for people, written like the id.
         place: path or URL of the file; None where `data` is all there is.
         data: the encoded audio, if it came out of something larger.
         text: what is said.
@@ -60,6 +60,10 @@ class Clip:
     start: float | None = None
     seconds: float | None = None
     problem: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("id", "source"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -358,7 +362,7 @@ def unique_ids(clips: Sequence[Clip]) -> list[Clip]:
             own = f"{own}-{hashlib.sha256(clip.source.encode()).hexdigest()[:8]}"
         if clip.problem is None:
             taken.add(own)
-        named.append(replace(clip, id=printable(own), source=printable(clip.source)))
+        named.append(replace(clip, id=own))
     return named
 
 

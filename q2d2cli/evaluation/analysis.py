@@ -130,7 +130,7 @@ def analyze(codec: Codec, corpus: Codes) -> dict[str, Any]:
     spec = codec.quantizer
     pairs = codebook.pair_use(corpus.indices, spec.sizes, corpus.starts)
     if corpus.points is not None:
-        for row, information in zip(pairs, mutual_information(codec, corpus.points), strict=True):
+        for row, information in zip(pairs, pair_information(codec, corpus.points), strict=True):
             row["mutual_information"] = information
     return {
         "model": codec.name,
@@ -146,7 +146,7 @@ def analyze(codec: Codec, corpus: Codes) -> dict[str, Any]:
     }
 
 
-def mutual_information(codec: Codec, points: np.ndarray) -> list[dict[str, float | None]]:
+def pair_information(codec: Codec, points: np.ndarray) -> list[dict[str, float | None]]:
     """Mutual information of the two coordinates of each pair (paper Figure 4), bits.
 
     The paper names no estimator. Here `before` quantization, where the coordinates are continuous

@@ -19,9 +19,6 @@ from q2d2cli.evaluation.listening import HIDDEN_REFERENCE
 from q2d2cli.evaluation.statistics import summarize
 from q2d2cli.files import check_input, refuse_device
 
-FORMAT = "q2d2-listening-1"
-"""First field of every results file."""
-
 SCREEN_SCORE, SCREEN_PERCENT = 90, 15
 """Post-screening of BS.1534-3: who rates the hidden reference below 90 in more than 15% of the trials is left out."""
 

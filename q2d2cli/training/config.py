@@ -23,7 +23,7 @@ from q2d2cli.evaluation.metrics import check_names
 from q2d2cli.files import refuse_device
 from q2d2cli.models.config import ModelConfig, Strict
 
-CONFIG_NAME = "config.yaml"
+RUN_CONFIG_NAME = "config.yaml"
 """What ran, in its folder: the whole configuration."""
 LOG_NAME = "log.jsonl"
 """Log of a run: one JSON object per line."""

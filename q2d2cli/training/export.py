@@ -14,8 +14,7 @@ from q2d2cli.evaluation.plots import to_svg, validation_curve
 from q2d2cli.evaluation.tables import dataset_table, score_table, to_markdown
 from q2d2cli.files import atomic_output
 from q2d2cli.models.config import ModelConfig
-from q2d2cli.training.config import CONFIG_NAME as RUN_CONFIG_NAME
-from q2d2cli.training.config import LOG_NAME, difference, read_config, to_yaml
+from q2d2cli.training.config import LOG_NAME, RUN_CONFIG_NAME, difference, read_config, to_yaml
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ from q2d2cli.codec import pick_device
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output, make_folder
 from q2d2cli.signals import Stop
-from q2d2cli.training.config import CONFIG_NAME, DataConfig, TrainConfig, to_yaml
+from q2d2cli.training.config import RUN_CONFIG_NAME, DataConfig, TrainConfig, to_yaml
 from q2d2cli.training.corpus import Corpus
 from q2d2cli.training.data import MemoryCorpus, open_corpus
 from q2d2cli.training.guard import only_run
@@ -128,7 +128,7 @@ def run(
             trainer.best = math.inf
     accelerator.wait_for_everyone()
     if main:
-        with atomic_output(out / CONFIG_NAME) as file:
+        with atomic_output(out / RUN_CONFIG_NAME) as file:
             file.write(to_yaml(config).encode())
     rate = config.model.sample_rate
     with console.status("reading audio"):

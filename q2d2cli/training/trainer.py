@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -414,7 +415,9 @@ def split_judgements(judged: Judgements) -> tuple[Judgements, Judgements]:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself; emulated it is slower than float32."""
+    """Whether the device computes in bfloat16 itself: emulated it is slower than float32. `Q2D2_BFLOAT16=0` says no."""
+    if os.environ.get("Q2D2_BFLOAT16") == "0":
+        return False
     if device.type == "cpu":
         return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
