@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from q2d2cli import hub
 from q2d2cli.errors import Q2D2Error, UsageError, report
 from q2d2cli.files import atomic_output, make_folder
 
@@ -35,6 +37,16 @@ EARLIER_NAME = "earlier.json"
 FINGERPRINT_BYTES = 8
 VERSION = re.compile(r"(.+)-v(\d+)")
 """A model's name with its version; one without is version 1, and also stands for the newest that is here."""
+FILES = ("config.json", "*.safetensors", "*.md", "*.yaml", "*.svg")
+"""What a model on the Hub consists of; nothing else is fetched or pushed, pickles least of all."""
+CARD_HEAD = """---
+library_name: q2d2
+pipeline_tag: audio-to-audio
+tags: [audio, speech, codec, tokenizer]
+---
+
+"""
+"""What the Hub's search reads, put before a card that has nothing of the kind."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +84,16 @@ def digest(path: Path, *_state: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()[:FINGERPRINT_BYTES]
 
 
+def own_folder() -> Path:
+    """Where a user's own models lie: `$Q2D2_MODELS`, else `q2d2/models` in the user's data folder."""
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return Path(os.environ.get("Q2D2_MODELS") or os.path.join(data, "q2d2", "models"))
+
+
 def model_folders() -> list[Path]:
-    """Folders searched for models by name: `$Q2D2_MODELS`, the checkout's or the wheel's own."""
+    """Folders searched for models by name: the user's own, the checkout's or the wheel's."""
     package = Path(__file__).resolve().parent
-    candidates = [package / "checkpoints", package.parent / "checkpoints"]
-    if custom := os.environ.get("Q2D2_MODELS"):
-        candidates.insert(0, Path(custom))
+    candidates = [own_folder(), package / "checkpoints", package.parent / "checkpoints"]
     return [folder for folder in candidates if folder.is_dir()]
 
 
@@ -135,7 +151,7 @@ def whereabouts(weights: bytes) -> str:
 
 
 def find(name: str) -> Checkpoint:
-    """A checkpoint by model name, by folder, or by Hugging Face Hub id (`owner/name`).
+    """A checkpoint by model name, by folder, or by Hugging Face Hub id (`owner/name`, `owner/name@revision`).
 
     A name without a version stands for the newest version that is here.
 
@@ -161,8 +177,8 @@ def find(name: str) -> Checkpoint:
         raise broken
     if (latest := newest(name)) is not None:
         return latest
-    if name.count("/") == 1 and not folder.exists() and not name.startswith((".", "/")):
-        return open_checkpoint(fetch(name))
+    if hub.is_id(name) and not folder.exists():
+        return fetch(name)
     here = ", ".join(checkpoint.config.name for checkpoint in available()) or "none"
     raise UsageError(
         f"no model {name!r} here (available: {here}): name one of these, a folder with {CONFIG_NAME} and "
@@ -171,7 +187,8 @@ def find(name: str) -> Checkpoint:
 
 
 def find_weights(name: str, wanted: bytes) -> Checkpoint:
-    """The checkpoint with this fingerprint: the model of that name, or an earlier version of it in any model folder.
+    """The checkpoint with this fingerprint: the model of that name, or another version of it in any model folder or the
+    Hub's cache.
 
     Returns:
         The model of that name if none has the fingerprint.
@@ -183,6 +200,9 @@ def find_weights(name: str, wanted: bytes) -> Checkpoint:
     for checkpoint in here:
         if checkpoint.fingerprint() == wanted:
             return checkpoint
+    for _, checkpoint in from_hub():
+        if checkpoint.config.name == name and checkpoint.fingerprint() == wanted:
+            return checkpoint
     if here and here[0].folder.name == name:
         return here[0]
     try:
@@ -191,19 +211,60 @@ def find_weights(name: str, wanted: bytes) -> Checkpoint:
         raise UsageError(f"{error}; {where}" if (where := whereabouts(wanted)) else str(error)) from error
 
 
-def fetch(hub_id: str) -> Path:
-    """Download a model's files from the Hugging Face Hub (cached); returns their folder."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def fetch(name: str, *, quiet: bool = False) -> Checkpoint:
+    """A model of the Hugging Face Hub, by way of its cache; only the files of a model are fetched.
 
+    Args:
+        name: `owner/name`, or `owner/name@revision`.
+        quiet: no progress bar.
+
+    Raises:
+        UsageError: if it cannot be had.
+        Q2D2Error: if it does not come whole, or is no model of this project.
+    """
+    folder = hub.fetch(name, FILES, quiet=quiet)
+    if not (folder / CONFIG_NAME).is_file():
+        raise Q2D2Error(f"{name!r} on the Hub is no q2d2 model: it has no {CONFIG_NAME}")
+    if not (folder / WEIGHTS_NAME).is_file():
+        raise Q2D2Error(f"{name!r} on the Hub is no q2d2 model: it has no {WEIGHTS_NAME}, and nothing else is read")
+    return open_checkpoint(folder)
+
+
+def from_hub() -> Iterator[tuple[str, Checkpoint]]:
+    """The models in the Hub's cache, with the names that `find` takes."""
+    for name, folder in hub.snapshots():
+        with contextlib.suppress(Q2D2Error):  # most that is there is no model of this project
+            if (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file():
+                yield name, open_checkpoint(folder)
+
+
+def push(checkpoint: Checkpoint, name: str, *, private: bool = False) -> str:
+    """Upload a model to the Hugging Face Hub, in one commit.
+
+    Args:
+        checkpoint: with everything that belongs to it.
+        name: `owner/name`; made if it is not there.
+        private: whether it is then private.
+
+    Returns:
+        Hash of the commit.
+
+    Raises:
+        UsageError: if one may not write there.
+        Q2D2Error: if a file cannot be read, or the upload fails.
+    """
+    files: dict[str, bytes | Path] = {}
+    for path in sorted(checkpoint.folder.iterdir()):
+        if any(path.match(pattern) for pattern in FILES):
+            files[path.name] = path
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, CONTEXT_NAME]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"model {hub_id!r} is not here and could not be fetched from the Hub ({reason}): "
-            "check the name and the network, or pass a local folder"
-        ) from error
+        text = (checkpoint.folder / CARD_NAME).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        text = f"# {checkpoint.config.name}\n"
+    except (OSError, UnicodeDecodeError) as error:
+        raise Q2D2Error(f"cannot read {checkpoint.folder / CARD_NAME}: {error}") from error
+    files[CARD_NAME] = (text if text.startswith("---\n") else CARD_HEAD + text).encode()
+    return hub.push(files, name, f"{checkpoint.config.name} {checkpoint.fingerprint().hex()}", private=private)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -263,10 +324,14 @@ def load(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> CodecMod
     return model.to(device).eval()
 
 
-def save(folder: Path, config: ModelConfig, state: dict[str, torch.Tensor]) -> None:
+def save(folder: Path, config: ModelConfig, state: dict[str, torch.Tensor], *, half: bool = True) -> None:
     """Write `config.json` (without metrics) and `model.safetensors`, each atomically.
 
-    Parameters become 16-bit floats; buffers (a vector quantizer's statistics) stay as they are.
+    Args:
+        folder: to write to; made if missing.
+        config: of the model.
+        state: its weights.
+        half: whether parameters become 16-bit floats; buffers (a vector quantizer's statistics) stay as they are.
 
     Raises:
         Q2D2Error: if a weight is not finite in 16 bits, or the folder cannot be written to.
@@ -277,15 +342,16 @@ def save(folder: Path, config: ModelConfig, state: dict[str, torch.Tensor]) -> N
     from q2d2cli.models.model import CodecModel
 
     with torch.device("meta"):
-        parameters = {name for name, _ in CodecModel(config).named_parameters()}
-    half = {}
+        halved = {name for name, _ in CodecModel(config).named_parameters()} if half else set()
+    stored = {}
     for name, tensor in state.items():
-        half[name] = tensor.detach().to("cpu", torch.float16 if name in parameters else None).contiguous()
-        if not torch.isfinite(half[name]).all():
-            raise Q2D2Error(f"weights {name} are not finite in 16 bits: the model cannot be exported")
+        stored[name] = tensor.detach().to("cpu", torch.float16 if name in halved else None).contiguous()
+        if not torch.isfinite(stored[name]).all():
+            width = " in 16 bits" if half else ""
+            raise Q2D2Error(f"weights {name} are not finite{width}: the model cannot be exported")
     make_folder(folder)
     with atomic_output(folder / WEIGHTS_NAME) as file:
-        file.write(to_bytes(half))
+        file.write(to_bytes(stored))
     write_config(folder, config, {})
 
 

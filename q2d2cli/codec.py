@@ -180,7 +180,8 @@ class Codec:
 
         Args:
             name: name of a model that is here (`q2d2 models` lists them), a folder with
-                `config.json` and `model.safetensors`, or a Hugging Face Hub id (`owner/name`).
+                `config.json` and `model.safetensors`, or a Hugging Face Hub id: `owner/name`, or with a branch,
+                tag or whole commit hash `owner/name@revision`. Without a network the Hub's cache serves.
             device: `auto` (CUDA when present, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
 
         Raises:

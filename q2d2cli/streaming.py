@@ -67,7 +67,9 @@ class StreamEncoder:
         self._search = Search(model, effort, self._report) if effort else None
         context = model.encoder_context if self._search is None else self._search.context
         nothing = np.empty((header.channels, 0), np.float32)
-        self._window = Window(nothing, model, chunk_seconds, context, unit=header.hop, whole=self._search is not None)
+        searched = self._search is not None
+        fill = searched or not model.encoder.takes_parts
+        self._window = Window(nothing, model, chunk_seconds, context, unit=header.hop, whole=searched, fill=fill)
         self._passes = Passes(self.network, self._device, chunk_seconds)
         self._known = torch.empty(header.channels, 0, header.quantizer.num_indices, dtype=torch.int64, device="cpu")
         self._begin = self._end = self._pushed = 0
@@ -236,6 +238,7 @@ class Window:
         unit: entries of axis 1 in a frame.
         whole: whether a part is one pass, whatever its length.
         first: a frame that is wanted, and none before it; the window begins as long before as that takes.
+        fill: whether the last frame is filled with zeros; if not, one entry of it is enough.
     """
 
     def __init__(
@@ -248,8 +251,10 @@ class Window:
         unit: int = 1,
         whole: bool = False,
         first: int = 0,
+        fill: bool = True,
     ) -> None:
-        self._values, self._unit, self._alignment = nothing, unit, model.alignment
+        self._values, self._unit, self._alignment, self._fill = nothing, unit, model.alignment, fill
+        self._total: int | None = None
         self._context = context or 0
         rate = model.config.frame_rate
         size = max(1, round(PASS_SECONDS * rate / model.alignment)) * model.alignment
@@ -280,8 +285,8 @@ class Window:
 
     @property
     def frames(self) -> int:
-        """Whole frames that were pushed in all."""
-        return self._start + self._values.shape[1] // self._unit
+        """Whole frames that were pushed in all; with the last one once the end is known."""
+        return self._start + self._values.shape[1] // self._unit if self._total is None else self._total
 
     def append(self, values: np.ndarray) -> None:
         """Take more."""
@@ -296,11 +301,13 @@ class Window:
             yield self._part(self._next + min(chunks, self._most or chunks) * self._chunk)
 
     def rest(self, frames: int) -> Iterator[Part]:
-        """The parts up to the end, which is after so many frames in all; zeros where they are not whole."""
+        """The parts up to the end, which is after so many frames in all."""
         wanted = (frames - self._start) * self._unit
+        least = wanted if self._fill else wanted - self._unit + 1
         padding = [(0, 0)] * self._values.ndim
-        padding[1] = (0, max(0, wanted - self._values.shape[1]))
+        padding[1] = (0, max(0, least - self._values.shape[1]))
         self._values = np.pad(self._values, padding)[:, :wanted]
+        self._total = frames
         while self._next < frames:
             # A short rest joins the last chunk: it would be mostly overlap.
             last = self._chunk is None or self._most is None or frames - self._next < 2 * self._chunk

@@ -1,17 +1,14 @@
-"""Checkpoints: round trip, finding, damage, and the Hub through a real HTTP server."""
+"""Checkpoints: round trip, finding, damage."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLIP, ROOT, TINY, Run
+from conftest import ROOT, TINY, Run
 
 from q2d2cli import Codec, Q2D2Error, UsageError, checkpoints
 from q2d2cli.models.model import CodecModel
@@ -94,68 +91,3 @@ def test_files_of_earlier_weights_say_what_to_fetch(run: Run, tiny: Path) -> Non
 def test_unknown_names_say_what_is_here() -> None:
     with pytest.raises(UsageError, match=r"no model 'nope' here \(available: .*speech-3k"):
         checkpoints.find("nope")
-
-
-@pytest.fixture
-def hub(tiny: Path) -> Iterator[str]:
-    """A server that speaks as much of the Hub's protocol as a download takes; returns its address."""
-    files = {path.name: path.read_bytes() for path in tiny.iterdir()}
-    commit = "0123456789abcdef0123456789abcdef01234567"
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer(False)
-
-        def do_GET(self) -> None:
-            self.answer(True)
-
-        def answer(self, body: bool) -> None:
-            name = self.path.rsplit("/", 1)[-1]
-            if self.path.startswith("/api/models/somebody/tiny/tree"):
-                content = json.dumps(
-                    [
-                        {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
-                        for n, d in files.items()
-                    ]
-                ).encode()
-            elif self.path.startswith("/api/models/somebody/tiny"):
-                siblings = [{"rfilename": name} for name in files]
-                content = json.dumps({"id": "somebody/tiny", "sha": commit, "siblings": siblings}).encode()
-            elif self.path.startswith("/somebody/tiny/resolve/") and name in files:
-                content = files[name]
-            else:
-                self.send_response(404)
-                self.send_header("X-Error-Code", "RepoNotFound")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", commit)
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-def test_model_from_the_hub(run: Run, hub: str, tmp_path: Path) -> None:
-    environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
-    result = run("encode", CLIP, "out.q2d", "-m", "somebody/tiny", environment=environment)
-    assert result.returncode == 0, result.stderr.decode()
-    result = run("encode", CLIP, "no.q2d", "-m", "somebody/else", environment=environment)
-    assert result.returncode == 2
-    assert result.stderr.decode().count("\n") == 1
-    assert "'somebody/else'" in result.stderr.decode()
-    # Fetched once, it works without a network.
-    result = run(
-        "decode", "out.q2d", "out.wav", "-m", "somebody/tiny", environment={**environment, "HF_HUB_OFFLINE": "1"}
-    )
-    assert result.returncode == 0, result.stderr.decode()

@@ -1,30 +1,46 @@
-"""`q2d2 models`: what is available here, with rates, sizes and measured quality. Imports no torch."""
+"""`q2d2 models`: what is available here, with rates, sizes and measured quality; more of them."""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from q2d2cli.cli.common import Json
+import typer
+
+from q2d2cli.cli.common import Force, Json, Quiet, named
+from q2d2cli.errors import UsageError
+
+app = typer.Typer(invoke_without_command=True)
 
 RECORDING_RATE = 48_000
 """Sample rate, Hz, that latencies are given for."""
 
 
-def models(as_json: Json = False) -> int:
-    """List the models that are here."""
-    from q2d2cli.checkpoints import DEFAULT_MODEL, available, newest
+@app.callback()
+def models(context: typer.Context, as_json: Json = False) -> int:
+    """List the models that are here, or get more."""
+    return 0 if context.invoked_subcommand else list_models(as_json)
+
+
+@app.command("list")
+def list_models(as_json: Json = False) -> int:
+    """List the models that are here, as q2d2 models alone does."""
+    from q2d2cli.checkpoints import DEFAULT_MODEL, available, from_hub, newest
     from q2d2cli.latency import latency
 
     chosen = newest(DEFAULT_MODEL)
     rows = []
-    for checkpoint in available():
+    here = [(checkpoint.config.name, checkpoint) for checkpoint in available()]
+    for name, checkpoint in [*here, *from_hub()]:
         config = checkpoint.config
         lag = latency(config, RECORDING_RATE)
         rows.append(
             {
-                "name": config.name,
+                "name": name,
                 "default": chosen is not None and checkpoint.folder == chosen.folder,
                 "kbit_per_second": round(config.bit_rate / 1000, 3),
                 "tokens_per_second": round(config.frame_rate, 2),
@@ -45,6 +61,97 @@ def models(as_json: Json = False) -> int:
     return 0
 
 
+@app.command("import", no_args_is_help=True)
+def import_model(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Lightning checkpoint (.ckpt) of Q2D2's or WavTokenizer's training, or its weights (.safetensors).",
+            show_default=False,
+            parser=named,
+            metavar="CHECKPOINT",
+        ),
+    ],
+    name: Annotated[str, typer.Argument(help="Name of the model here.", show_default=False)],
+    config: Annotated[
+        Path,
+        typer.Option("--config", "-c", help="The YAML file that it was trained with.", parser=named, metavar="YAML"),
+    ],
+    force: Force = False,
+    quiet: Quiet = False,
+) -> int:
+    """Make a model of a checkpoint that the authors' code wrote; only weights are read from it, nothing is run.
+
+    q2d2 models import wavtokenizer.ckpt --config wavtokenizer.yaml wavtokenizer
+    """
+    from q2d2cli.checkpoints import CONFIG_NAME, own_folder
+    from q2d2cli.models.config import NAME
+
+    if not re.search(NAME, name):
+        raise UsageError(f"{name!r} cannot be a model's name: take letters, digits, dots, hyphens and underscores")
+    folder = own_folder() / name
+    if (folder / CONFIG_NAME).exists() and not force:
+        raise UsageError(f"{folder} already holds a model: use --force to overwrite it")
+    from q2d2cli.training.lightning import import_checkpoint
+
+    made = import_checkpoint(checkpoint, config, folder)
+    if not quiet:
+        rate = made.config.bit_rate / 1000
+        print(
+            f"{folder}: {rate:.2f} kbit/s, {made.config.frame_rate:.1f} tokens/s; use it with -m {name}",
+            file=sys.stderr,
+        )
+    return 0
+
+
+HubName = Annotated[
+    str, typer.Argument(help="Hub id: owner/name, or owner/name@revision.", show_default=False, metavar="OWNER/NAME")
+]
+
+
+@app.command("pull", no_args_is_help=True)
+def pull(name: HubName, quiet: Quiet = False) -> int:
+    """Fetch a model from the Hugging Face Hub into its cache, where it stays usable without a network.
+
+    q2d2 models pull owner/name@v1
+    """
+    from q2d2cli.checkpoints import fetch
+    from q2d2cli.hub import is_id
+
+    if not is_id(name):
+        raise UsageError(f"{name!r} is no Hub id: write owner/name or owner/name@revision")
+    checkpoint = fetch(name, quiet=quiet)
+    if not quiet:
+        size = checkpoint.weights.stat().st_size / 1e6
+        weights = f"{size:.1f} MB, weights {checkpoint.fingerprint().hex()}"
+        print(f"{name}: {weights}, revision {checkpoint.folder.name}; use it with -m {name}", file=sys.stderr)
+    return 0
+
+
+@app.command("push", no_args_is_help=True)
+def push(
+    model: Annotated[str, typer.Argument(help="Name of a model that is here, or its folder.", show_default=False)],
+    name: HubName,
+    private: Annotated[bool, typer.Option("--private", help="Make a repository that only you can see.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Upload a model, with its card, to the Hugging Face Hub; log in before with hf auth login.
+
+    q2d2 models push my-model owner/name
+    """
+    from q2d2cli import checkpoints
+    from q2d2cli.hub import is_id
+
+    if not is_id(name) or "@" in name:
+        raise UsageError(f"{name!r} is no Hub id to push to: write owner/name")
+    checkpoint = checkpoints.find(model)
+    checkpoints.load(checkpoint)  # nobody is to fetch a model that does not work
+    commit = checkpoints.push(checkpoint, name, private=private)
+    if not quiet:
+        print(f"{name}@{commit}: {checkpoint.config.name}, weights {checkpoint.fingerprint().hex()}", file=sys.stderr)
+    return 0
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     """The models as a table."""
     from rich.console import Console
@@ -54,11 +161,12 @@ def show(rows: list[dict[str, Any]]) -> None:
 
     console = Console()
     if not rows:
-        console.print("No models here. Set Q2D2_MODELS to a folder of models, or give --model a Hugging Face Hub id.")
+        console.print("No models here. Set Q2D2_MODELS to a folder of models, or get one with q2d2 models pull.")
         return
     table = Table(box=None, pad_edge=False)
     for name in ("model", "kbit/s", "tokens/s", "grid, levels", "size", "live", "PESQ", "STOI"):
-        table.add_column(name, justify="left" if name in {"model", "grid, levels"} else "right")
+        left = name in {"model", "grid, levels"}
+        table.add_column(name, justify="left" if left else "right", no_wrap=name == "model")
     for row in rows:
         table.add_row(
             row["name"] + (" (default)" if row["default"] else ""),

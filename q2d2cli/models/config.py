@@ -139,10 +139,14 @@ class VocosDecoderConfig(Framing):
 EncoderConfig = Annotated[SpectralEncoderConfig | SeanetEncoderConfig, Field(discriminator="type")]
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What a model can be called."""
+
+
 class ModelConfig(Strict):
     """A whole codec model."""
 
-    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "unnamed"
+    name: Annotated[str, Field(pattern=NAME)] = "unnamed"
     sample_rate: PositiveInt = 24_000
     hop: PositiveInt = 144
     """Samples per frame."""

@@ -50,7 +50,9 @@ class CodecModel(nn.Module):
         return math.lcm(self.encoder.tokens, self.decoder.tokens)
 
     def pad(self, audio: Tensor) -> Tensor:
-        """Append zeros to `(batch, samples)` so that it fills whole frames."""
+        """Append zeros to `(batch, samples)` so that it fills whole frames, where the encoder needs them."""
+        if self.encoder.takes_parts:
+            return audio
         missing = math.ceil(audio.shape[-1] / self.config.hop) * self.config.hop - audio.shape[-1]
         return nn.functional.pad(audio, (0, missing))
 
@@ -62,7 +64,7 @@ class CodecModel(nn.Module):
     @full_precision()
     @torch.inference_mode()
     def encode(self, audio: Tensor) -> Tensor:
-        """`(batch, samples)` to `(batch, frames, pairs)` int64 indices; the last frame is filled with zeros.
+        """`(batch, samples)` to `(batch, frames, pairs)` int64 indices; the last frame need not be whole.
 
         In float32, whatever the caller's autocast and precision are set to.
         """

@@ -17,7 +17,10 @@ def reflect_pad(x: Tensor, left: int, right: int) -> Tensor:
 
 
 class Conv(nn.Module):
-    """Weight-normalised convolution whose output has `length / stride` samples."""
+    """Weight-normalised convolution whose output has `length / stride` samples, rounded up.
+
+    What is missing for a whole stride is reflected, as in EnCodec.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -37,7 +40,7 @@ class Conv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, channels_in, length)` to `(batch, channels_out, length / stride)`."""
         right = self.total // 2
-        return self.conv(reflect_pad(x, self.total - right, right))
+        return self.conv(reflect_pad(x, self.total - right, right + -x.shape[-1] % self.stride))
 
 
 class ResidualUnit(nn.Module):
@@ -65,6 +68,8 @@ class SeanetEncoder(nn.Module):
 
     tokens = 1
     """Per inner frame, as `Framing.tokens` of other encoders."""
+    takes_parts = True
+    """Of frames, at the end: zeros there would change the tokens."""
 
     def __init__(self, config: SeanetEncoderConfig, out_dim: int) -> None:
         super().__init__()
@@ -80,7 +85,7 @@ class SeanetEncoder(nn.Module):
         self.last = Conv(channels, out_dim, config.kernel)
 
     def forward(self, audio: Tensor) -> Tensor:
-        """`(batch, samples)`, samples a multiple of the hop, to `(batch, frames, out_dim)`."""
+        """`(batch, samples)` to `(batch, frames, out_dim)`; the last frame need not be whole."""
         x = self.first(audio.unsqueeze(1))
         for unit, down in zip(self.units, self.downs, strict=True):
             x = down(F.elu(unit(x)))

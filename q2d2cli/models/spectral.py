@@ -25,6 +25,8 @@ class SpectralEncoder(nn.Module):
         out_dim: width of the output features.
     """
 
+    takes_parts = False
+    """Of frames: the last must be filled with zeros."""
     window: Tensor
 
     def __init__(self, config: SpectralEncoderConfig, hop: int, out_dim: int) -> None:
