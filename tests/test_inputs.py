@@ -177,6 +177,14 @@ def test_audio_that_is_cut_off_is_scored_and_trained_on_with_a_warning(
     assert ["a.wav is damaged or cut off" in line for line in lines] == [True, False]
     assert ["b.flac is damaged or cut off" in line for line in lines] == [False, True]
 
+    # Read by seeking, FLAC is found out when a crop comes from what is missing.
+    (tmp_path / "d.wav").write_bytes((tmp_path / "a.wav").read_bytes())
+    corpus = FileCorpus(tmp_path, 24_000)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "d.wav is damaged or cut off" in line or "a.wav is damaged or cut off" in line
+    corpus.read(np.linspace(0, 0.99, 40), 2400)
+    assert [path.name for path in corpus.broken] == ["b.flac"]
+
 
 @pytest.mark.parametrize("kind", [FileCorpus, MemoryCorpus])
 def test_training_reads_files_of_any_name(tmp_path: Path, kind: type[FilesCorpus]) -> None:

@@ -150,10 +150,8 @@ class AudioReader:
         slack = self.sample_rate // 20 if self._file.format in ("MP3", "OGG") else 0
         if self.declared is not None and samples + slack < self.declared:
             return f"it declares {self.declared / self.sample_rate:.2f} s"
-        if found := SHORTENED.search(self._file.extra_info):
-            declared, there = map(int, found.groups())
-            if there < declared < UNSIZED:
-                return f"it declares {declared} bytes of audio and holds {there}"
+        if missing := shortened(self._file.extra_info):
+            return missing
         if self._source.seekable and (found := STRAY.search(self._file.extra_info)):
             size = os.fstat(self._source.descriptor).st_size
             if 10 * (stray := size - int(found[1])) > size:
@@ -188,6 +186,32 @@ def read_original(path: Path) -> tuple[np.ndarray, int]:
     for warning in reader.warnings:
         warn(warning)
     return samples, reader.sample_rate
+
+
+def file_seconds(path: Path) -> float:
+    """Seconds of audio in a file that libsndfile can seek in, from its head; that some is missing is printed.
+
+    Raises:
+        Q2D2Error: if it cannot be read, or holds no samples.
+    """
+    try:
+        info = soundfile.info(os.fsencode(path))
+    except soundfile.LibsndfileError as error:
+        raise Q2D2Error(f"cannot read {path} as audio: {message(error)}") from error
+    if not info.frames:
+        raise Q2D2Error(f"{path} is empty: it holds no samples")
+    if missing := shortened(info.extra_info):
+        warn(f"{path} is damaged or cut off: {missing}; took the {info.duration:.2f} s that are there")
+    return float(info.duration)
+
+
+def shortened(log: str) -> str:
+    """What libsndfile's log says of a file that ends before its audio does; empty if it does not."""
+    if found := SHORTENED.search(log):
+        declared, there = map(int, found.groups())
+        if there < declared < UNSIZED:
+            return f"it declares {declared} bytes of audio and holds {there}"
+    return ""
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from q2d2cli.audio import Resampler, audio_files, check_finite, read_list, read_mono
+from q2d2cli.audio import Resampler, audio_files, check_finite, file_seconds, read_list, read_mono
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.training.config import DataConfig
 from q2d2cli.training.corpus import Corpus
@@ -143,13 +143,7 @@ class FileCorpus(FilesCorpus):
     """Files that stay on disk; a crop is read by seeking to it."""
 
     def _add(self, path: Path) -> float:
-        try:
-            info = soundfile.info(os.fsencode(path))
-        except soundfile.LibsndfileError as error:
-            raise Q2D2Error(str(error)) from error
-        if not info.frames:
-            raise Q2D2Error(f"{path} is empty: it holds no samples")
-        return float(info.duration)
+        return file_seconds(path)
 
     def read(self, places: np.ndarray, length: int) -> Tensor:
         """As `Corpus.read`; a crop stays within its file."""
