@@ -24,8 +24,8 @@ def rows() -> list[tuple[str, int, int, float, float]]:
     """Grid, points, bits of the field; squared distance with the plain index, and with the labelling."""
     result = []
     for kind, level in GRIDS:
-        places = coordinates(kind, level, level)
-        labelling = grid_labelling(kind, level, level)
+        places = coordinates(kind, (level, level))
+        labelling = grid_labelling(kind, (level, level))
         size = len(places)
         plain = displacement(places, np.arange(size), np.minimum(np.arange(2**labelling.width), size - 1))
         ours = displacement(places, labelling.codes, labelling.points)

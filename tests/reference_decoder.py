@@ -6,6 +6,7 @@ import math
 import struct
 import zlib
 from functools import cache
+from itertools import product
 from typing import Any
 
 
@@ -13,7 +14,13 @@ def bits(numbers: int) -> int:
     return (numbers - 1).bit_length()
 
 
+def split(levels: list[int], size: int) -> list[tuple[int, ...]]:
+    return [tuple(levels[i : i + size]) for i in range(0, len(levels), size)]
+
+
 def sizes_of(kind: int, levels: list[int]) -> list[int]:
+    if kind >= 6:
+        return [len(lattice_of(kind, group)) for group in split(levels, LATTICES[kind])]
     if kind >= 3:
         return levels
     pairs = list(zip(levels[::2], levels[1::2], strict=True))
@@ -57,14 +64,32 @@ Labelling = tuple[list[int], list[int], list[int]]
 """Codes of the indices, indices of the codes, and the index nearest the origin in a list of one."""
 
 
-def points_of(kind: int, a: int, b: int) -> list[tuple[int, int]]:
+LATTICES = {6: 3, 7: 4, 8: 8}
+"""Dimensions of the lattices, by kind."""
+
+
+@cache
+def lattice_of(kind: int, levels: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Four times the coordinates of the points."""
+    points: list[tuple[int, ...]] = []
+    for less in (0, 1):
+        for place in product(*(range(level - less) for level in levels)):
+            if kind < 8 or sum(place) % 2 == sum(level // 2 for level in levels) % 2:
+                points.append(tuple(4 * k - 2 * (level - less - 1) for k, level in zip(place, levels, strict=True)))
+    return points
+
+
+def points_of(kind: int, levels: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Four times the coordinates of the points."""
+    if kind in LATTICES:
+        return lattice_of(kind, levels)
+    a, b = levels[0], levels[-1]
     if kind == 3:
         return [(4 * (i - a // 2), 0) for i in range(a)]
     if kind == 2:
         rows = [(i // a, i % a) for i in range(a * a)]
         return [(4 * x - 2 * (a - 1) + (-1 if y % 2 else 1), 4 * y - 2 * (a - 1)) for y, x in rows]
-    points = [(4 * (i // b) - 2 * (a - 1), 4 * (i % b) - 2 * (b - 1)) for i in range(a * b)]
+    points: list[tuple[int, ...]] = [(4 * (i // b) - 2 * (a - 1), 4 * (i % b) - 2 * (b - 1)) for i in range(a * b)]
     if kind == 1:
         cells = range((a - 1) * (b - 1))
         points += [(4 * (k // (b - 1)) - 2 * (a - 2), 4 * (k % (b - 1)) - 2 * (b - 2)) for k in cells]
@@ -72,11 +97,12 @@ def points_of(kind: int, a: int, b: int) -> list[tuple[int, int]]:
 
 
 @cache
-def labelling(kind: int, a: int, b: int) -> Labelling:
-    if kind >= 4:
+def labelling(kind: int, levels: tuple[int, ...]) -> Labelling:
+    if kind in (4, 5):
+        a = levels[0]
         width = bits(a)
         return list(range(a)), [c if c < a else c - 2 ** (width - 1) for c in range(2**width)], [0]
-    points = points_of(kind, a, b)
+    points = points_of(kind, levels)
     width = bits(len(points))
     table, written = [0] * 2**width, [0] * 2**width
 
@@ -85,16 +111,16 @@ def labelling(kind: int, a: int, b: int) -> Labelling:
             table[code : code + 2**left] = part * 2**left
             written[code] = 1
             return
-        xs, ys = [points[i][0] for i in part], [points[i][1] for i in part]
-        along_x = max(xs) - min(xs) >= max(ys) - min(ys)
-        part = sorted(part, key=lambda i: points[i] if along_x else points[i][::-1])
+        sides = [max(values) - min(values) for values in zip(*(points[i] for i in part), strict=True)]
+        longest = sides.index(max(sides))
+        part = sorted(part, key=lambda i: (points[i][longest], points[i]))
         middle = (len(part) + 1) // 2
         halve(part[:middle], code, left - 1)
         halve(part[middle:], code + 2 ** (left - 1), left - 1)
 
     halve(list(range(len(points))), 0, width)
     if width <= 8:
-        distance = [[(x - p) ** 2 + (y - q) ** 2 for p, q in points] for x, y in points]
+        distance = [[sum((x - y) ** 2 for x, y in zip(p, q, strict=True)) for q in points] for p in points]
         near = [[c ^ 1 << bit for bit in range(width)] for c in range(2**width)]
 
         def around(c: int) -> int:
@@ -125,13 +151,12 @@ def labelling(kind: int, a: int, b: int) -> Labelling:
             if not written[c] and known:
                 table[c] = min(range(len(points)), key=lambda i: sum(distance[i][k] for k in known))
     codes = [next(c for c in range(2**width) if written[c] and table[c] == i) for i in range(len(points))]
-    return codes, table, [min(range(len(points)), key=lambda i: points[i][0] ** 2 + points[i][1] ** 2)]
+    return codes, table, [min(range(len(points)), key=lambda i: sum(x * x for x in points[i]))]
 
 
 def labellings(kind: int, levels: list[int]) -> list[Labelling]:
-    if kind >= 3:
-        return [labelling(kind, level, 1) for level in levels]
-    return [labelling(kind, a, b) for a, b in zip(levels[::2], levels[1::2], strict=True)]
+    size = LATTICES.get(kind, 1 if kind >= 3 else 2)
+    return [labelling(kind, group) for group in split(levels, size)]
 
 
 def unpack_fields(data: bytes, frames: int, tables: list[Labelling]) -> list[list[int]]:
@@ -146,7 +171,7 @@ def unpack_fields(data: bytes, frames: int, tables: list[Labelling]) -> list[lis
     return result
 
 
-KINDS = ["rectangular", "rhombic", "hexagonal", "fsq", "vq", "rvq"]
+KINDS = ["rectangular", "rhombic", "hexagonal", "fsq", "vq", "rvq", "body-centred", "d4", "e8"]
 RATES = [8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 176400, 192000]
 
 

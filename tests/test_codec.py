@@ -174,7 +174,15 @@ def test_lengths_around_the_hop_with_the_shipped_model(speech: Codec, clip: Clip
 
 
 @pytest.mark.parametrize(
-    ("kind", "levels"), [("hexagonal", (5, 5)), ("fsq", (8, 5, 5)), ("vq", (32,)), ("rvq", (8, 8, 8))]
+    ("kind", "levels"),
+    [
+        ("hexagonal", (5, 5)),
+        ("fsq", (8, 5, 5)),
+        ("vq", (32,)),
+        ("rvq", (8, 8, 8)),
+        ("body-centred", (5,) * 3),
+        ("e8", (3,) * 8),
+    ],
 )
 def test_files_of_every_quantizer(clip: Clip, tmp_path: Path, kind: str, levels: tuple[int, ...]) -> None:
     torch.manual_seed(0)

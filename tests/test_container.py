@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q2d2cli.container.blocks import read_header
-from q2d2cli.container.header import FormatError, Header, block_frames
+from q2d2cli.container.header import FormatError, Header, Payload, block_frames
 from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.quantizers.spec import QuantizerSpec
 
@@ -240,6 +240,27 @@ def test_golden_files_of_version_2(name: str) -> None:
         writer.write(indices)
         writer.close(vector["num_samples"])
         assert file.getvalue() == data
+
+
+@pytest.mark.parametrize("payload", ["packed", "robust"])
+@pytest.mark.parametrize(
+    ("kind", "levels"), [("body-centred", (3, 5, 3) * 2), ("d4", (3,) * 8), ("d4", (5, 3, 3, 3)), ("e8", (3,) * 8)]
+)
+def test_files_of_lattices_are_as_specified(kind: str, levels: tuple[int, ...], payload: Payload) -> None:
+    spec = QuantizerSpec(kind, levels)
+    rng = np.random.default_rng(0)
+    indices = np.stack([rng.integers(0, size, (2, 50)) for size in spec.sizes], axis=-1)
+    header = Header(spec, 100, 24_000, "m", bytes(8), 24_000, 2, 5_000, 20, payload=payload)
+    file = io.BytesIO()
+    writer = Writer(file, header)
+    writer.write(indices)
+    writer.close(5_000)
+    reader, back = read(file.getvalue())
+    assert reader.header == replace(header, version=(2, 1))
+    np.testing.assert_array_equal(back, indices)
+    said = reference_decoder.decode(file.getvalue())
+    assert (said["version"], said["kind"], said["levels"]) == ([2, 1], kind, list(levels))
+    assert said["indices"] == indices.tolist()
 
 
 def test_example_in_the_specification_is_true() -> None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from q2d2cli.quantizers.base import Quantizer, indices_to_tokens, tokens_to_indices
 from q2d2cli.quantizers.baselines import FsqQuantizer, VqQuantizer
+from q2d2cli.quantizers.geometry import DIMENSIONS
 from q2d2cli.quantizers.grids import GRIDS, make_grids
 from q2d2cli.quantizers.q2d2 import Q2D2, rotate
-from q2d2cli.quantizers.spec import GRID_KINDS, QuantizerSpec
+from q2d2cli.quantizers.spec import GRID_KINDS, LATTICE_KINDS, QuantizerSpec
 
 
 @st.composite
@@ -47,6 +48,88 @@ def test_closed_form_on_all_ties(kind: str) -> None:
     steps = torch.arange(-40, 41) / 8
     z = torch.cartesian_prod(steps, steps)
     assert torch.equal(grid.nearest(z), grid.nearest_by_search(z))
+
+
+@st.composite
+def lattices(draw: st.DrawFn) -> QuantizerSpec:
+    kind = draw(st.sampled_from(LATTICE_KINDS))
+    size = DIMENSIONS[kind]
+    # One axis of E8 is enough to be longer: what is searched has thousands of points.
+    level = st.sampled_from((3,) if kind == "e8" else (3, 5) if kind == "d4" else (3, 5, 7, 9))
+    levels = draw(st.lists(level, min_size=size, max_size=size))
+    if kind == "e8":
+        levels[draw(st.integers(0, size - 1))] = draw(st.sampled_from((3, 5)))
+    return QuantizerSpec(kind, tuple(levels))
+
+
+@settings(max_examples=40, deadline=None)
+@given(spec=lattices(), seed=st.integers(0, 2**32 - 1))
+def test_lattices_closed_form_is_the_search(spec: QuantizerSpec, seed: int) -> None:
+    grid = make_grids(spec)[0]
+    rng = np.random.default_rng(seed)
+    extent, shape = max(spec.levels) / 2 * 1.5, (100, spec.dim)
+    # Cell borders lie on quarters: ties are the rule there, and the lowest index counts.
+    borders = torch.from_numpy(rng.integers(-4 * extent, 4 * extent + 1, shape) / rng.choice([1, 2, 4], (100, 1)))
+    points = grid.points.double()[rng.integers(0, len(grid), (2, 50))]
+    z = torch.cat([borders, points[0], points.mean(0), 2 * points[0]]).float()
+    assert torch.equal(grid.nearest(z), grid.nearest_by_search(z))
+    # Anywhere else: as near as any, were two so alike that only rounding tells them apart.
+    anywhere = torch.from_numpy(rng.uniform(-extent, extent, shape))
+    for z in (anywhere, torch.nextafter(borders, anywhere)):
+        distance = (z - grid.points[grid.nearest(z)]).square().sum(-1)
+        least = (z - grid.points[grid.nearest_by_search(z)]).square().sum(-1)
+        torch.testing.assert_close(distance, least, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("levels", [(3,) * 8, (3, 5, 3, 3, 3, 3, 3, 3)])
+def test_e8_is_even_and_has_its_kissing_number(levels: tuple[int, ...]) -> None:
+    points = GRIDS["e8"](levels).points.double()
+    origin = points[(points == 0).all(-1)]
+    assert len(origin) == 1
+    # Even and integral: squared distances are even numbers; 240 points are nearest, as far as the cube has them.
+    squared = (points - origin).square().sum(-1)
+    assert torch.equal(squared % 2, torch.zeros_like(squared))
+    assert (squared == 2).sum() == 112 + 128
+
+
+def test_d4_has_its_kissing_number() -> None:
+    squared = GRIDS["d4"]((3,) * 4).points.square().sum(-1)
+    assert torch.equal(squared.unique(), torch.arange(5.0))
+    assert (squared == 1).sum() == 24
+
+
+@pytest.mark.parametrize("kind", LATTICE_KINDS)
+def test_every_lattice_point_is_its_own_nearest(kind: str) -> None:
+    spec = QuantizerSpec(kind, (3, 5, 3)[: DIMENSIONS[kind]] + (3,) * (DIMENSIONS[kind] - 3))
+    grid = make_grids(spec)[0]
+    assert spec.sizes == (len(grid),)
+    assert torch.equal(grid.nearest(grid.points), torch.arange(len(grid)))
+    for value in (torch.nan, torch.inf, -torch.inf):
+        z = torch.zeros(spec.dim)
+        z[-1] = value
+        for place in (z, torch.full((spec.dim,), value)):
+            assert 0 <= grid.nearest(place) < len(grid)
+
+
+@pytest.mark.parametrize("kind", LATTICE_KINDS)
+@pytest.mark.parametrize("gradient", ["straight-through", "rotation"])
+def test_lattices_share_the_interface(kind: str, gradient: str) -> None:
+    torch.manual_seed(0)
+    spec = QuantizerSpec(kind, (3,) * 2 * DIMENSIONS[kind])
+    quantizer = Q2D2(spec, 8, gradient=gradient)
+    x = (torch.randn(2, 30, 8) * 3).requires_grad_()
+    quantized = quantizer(x)
+    assert quantized.indices.shape == (2, 30, 2)
+    assert torch.equal(quantizer.encode(x), quantized.indices)
+    torch.testing.assert_close(quantizer.decode(quantized.indices), quantized.features)
+    assert torch.equal(tokens_to_indices(indices_to_tokens(quantized.indices, spec), spec), quantized.indices)
+    quantized.features.sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    half = x.detach().bfloat16()
+    assert torch.equal(quantizer.encode(half), quantizer.encode(half.float()))
+    with pytest.raises(ValueError, match=f"index {spec.sizes[0]} is out of range: position 0 has"):
+        quantizer.decode(torch.full((1, 1, 2), spec.sizes[0]))
 
 
 def test_not_a_number_is_still_an_index() -> None:
@@ -164,6 +247,9 @@ def test_forward_encode_and_decode_agree() -> None:
         ("vq", (512, 512), "2 levels"),
         ("rvq", (512, 256), "differ"),
         ("rhombic", (9, 8), "level 8 is even"),
+        ("d4", (3, 3, 3, 4), "level 4 is even"),
+        ("body-centred", (3, 3, 3, 3), "4 levels given: body-centred snaps 3"),
+        ("e8", (7,) * 8, "3722209 points"),
     ],
 )
 def test_impossible_specs_are_named(kind: str, levels: tuple[int, ...], words: str) -> None:

@@ -29,8 +29,9 @@ from q2d2cli.container.fields import fields_bytes, pack_fields, unpack_fields
 from q2d2cli.container.header import FormatError, Header, Payload, block_frames
 from q2d2cli.container.labelling import coordinates, labellings, origins
 from q2d2cli.container.stream import Reader, Writer
+from q2d2cli.quantizers.geometry import DIMENSIONS
 from q2d2cli.quantizers.grids import make_grids
-from q2d2cli.quantizers.spec import GRID_KINDS, KINDS, QuantizerSpec
+from q2d2cli.quantizers.spec import GRID_KINDS, KINDS, LATTICE_KINDS, QuantizerSpec
 
 GOLDEN = ROOT / "tests" / "golden"
 VECTORS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "robust.json").read_text())
@@ -57,6 +58,10 @@ def specs(draw: st.DrawFn) -> QuantizerSpec:
         return QuantizerSpec(kind, (draw(level),))
     if kind == "rvq":
         return QuantizerSpec(kind, (draw(level),) * draw(st.integers(1, 3)))
+    if kind in LATTICE_KINDS:
+        size = DIMENSIONS[kind]
+        level = st.sampled_from((3,) if kind == "e8" else (3, 5))
+        return QuantizerSpec(kind, tuple(draw(st.lists(level, min_size=size, max_size=size))) * draw(st.integers(1, 2)))
     if kind == "fsq":
         return QuantizerSpec(kind, tuple(draw(st.lists(level, min_size=1, max_size=4))))
     pairs = draw(st.lists(st.tuples(level, level), min_size=1, max_size=3))
@@ -138,11 +143,12 @@ def test_a_flipped_bit_moves_a_point_less_than_half_as_far() -> None:
         assert ours < 0.5 * plain, name
 
 
-@pytest.mark.parametrize("kind", GRID_KINDS)
+@pytest.mark.parametrize("kind", [*GRID_KINDS, *LATTICE_KINDS])
 def test_coordinates_are_those_of_the_grids(kind: str) -> None:
-    for levels in ((7, 7), (5, 9)):
+    for levels in ((7, 7), (5, 9)) if kind in GRID_KINDS else ((5, 3, 3) * 3, (3,) * 8):
+        levels = levels[: DIMENSIONS[kind]]
         grid = make_grids(QuantizerSpec(kind, levels))[0]
-        np.testing.assert_array_equal(coordinates(kind, *levels) / 4, grid.points.numpy())
+        np.testing.assert_array_equal(coordinates(kind, levels) / 4, grid.points.numpy())
         nearest = grid.points.square().sum(-1).argmin().item()
         assert origins(QuantizerSpec(kind, levels)).tolist() == [nearest]
 

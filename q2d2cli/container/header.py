@@ -14,7 +14,9 @@ from q2d2cli.quantizers.spec import KINDS, QuantizerSpec
 
 MAGIC = b"\x89Q2D\r\n\x1a\n"
 VERSION = (2, 0)
-"""Major and minor version that is written."""
+"""Major and minor version that is written, unless the file needs a later minor version."""
+LATTICE_MINOR = 1
+"""The minor version that has lattices."""
 UNKNOWN = 2**64 - 1
 Payload = Literal["packed", "robust", "coded"]
 PAYLOADS: tuple[Payload, ...] = ("packed", "robust", "coded")
@@ -150,7 +152,8 @@ class Header:
         body += to_varint(samples, SAMPLES_BYTES if room else 1)
         name = self.model.encode()
         body += self.fingerprint + to_varint(len(name)) + name + self.context
-        data = PREFIX.pack(MAGIC, *VERSION) + to_varint(len(body)) + body
+        minor = LATTICE_MINOR if self.quantizer.is_lattice else VERSION[1]
+        data = PREFIX.pack(MAGIC, VERSION[0], minor) + to_varint(len(body)) + body
         return data + CRC.pack(zlib.crc32(data))
 
 

@@ -50,18 +50,19 @@ def origins(spec: QuantizerSpec) -> np.ndarray:
     return np.array([(coordinates(*shape) ** 2).sum(axis=1).argmin() for shape in shapes(spec)], np.int64)
 
 
-def shapes(spec: QuantizerSpec) -> list[tuple[str, int, int]]:
-    """Kind and the two levels of each pair; a dimension of FSQ has one level and is a row of points."""
+def shapes(spec: QuantizerSpec) -> list[tuple[str, tuple[int, ...]]]:
+    """Kind and levels of what each index stands for; a dimension of FSQ has one level and is a row of points."""
     if spec.kind == "fsq":
-        return [("fsq", level, 1) for level in spec.levels]
-    return [(spec.kind, a, b) for a, b in spec.pairs]
+        return [("fsq", (level,)) for level in spec.levels]
+    return [(spec.kind, levels) for levels in spec.groups]
 
 
-def coordinates(kind: str, a: int, b: int) -> np.ndarray:
-    """`(points, 2)` int64 coordinates of a grid's points in quarters of a grid unit, in the order of their indices."""
+def coordinates(kind: str, levels: tuple[int, ...]) -> np.ndarray:
+    """`(points, n)` int64 coordinates of points in quarters of a grid unit, in the order of their indices."""
     if kind == "fsq":
-        return np.stack([4 * (np.arange(a) - a // 2), np.zeros(a, np.int64)], axis=1)
-    return np.rint(4 * geometry.points(kind, a, b)).astype(np.int64)
+        (level,) = levels
+        return np.stack([4 * (np.arange(level) - level // 2), np.zeros(level, np.int64)], axis=1)
+    return np.rint(4 * geometry.points(kind, *levels)).astype(np.int64)
 
 
 def plain_labelling(size: int) -> Labelling:
@@ -73,9 +74,9 @@ def plain_labelling(size: int) -> Labelling:
 
 
 @lru_cache(maxsize=64)
-def grid_labelling(kind: str, a: int, b: int) -> Labelling:
-    """The labelling of one grid."""
-    places = coordinates(kind, a, b)
+def grid_labelling(kind: str, levels: tuple[int, ...]) -> Labelling:
+    """The labelling of one grid or lattice."""
+    places = coordinates(kind, levels)
     width = (len(places) - 1).bit_length()
     codes, points = halve(places, width)
     if width <= MAX_REFINED_BITS:
@@ -90,12 +91,12 @@ def frozen(width: int, codes: np.ndarray, points: np.ndarray) -> Labelling:
 
 
 def halve(places: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes by cutting the points in halves across the longer side, the highest bit first.
+    """Codes by cutting the points in halves across the longest side, the highest bit first.
 
     A part that is down to one point takes all codes that are left to it and writes the lowest.
 
     Args:
-        places: `(points, 2)` coordinates.
+        places: `(points, n)` coordinates.
         width: bits of a code, enough for all points.
 
     Returns:
@@ -109,8 +110,10 @@ def halve(places: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
             codes[part] = first
             points[first : first + 2**bits] = part
             continue
-        x, y = places[part].T
-        order = part[np.lexsort((y, x) if np.ptp(x) >= np.ptp(y) else (x, y))]
+        here = places[part]
+        longest = int(np.ptp(here, axis=0).argmax())
+        # The last key counts most: the longest side, then the others from the first on.
+        order = part[np.lexsort((*np.delete(here, longest, axis=1).T[::-1], here[:, longest]))]
         middle = (len(part) + 1) // 2
         parts.append((order[:middle], first, bits - 1))
         parts.append((order[middle:], first + 2 ** (bits - 1), bits - 1))
@@ -124,7 +127,7 @@ def refine(places: np.ndarray, width: int, codes: np.ndarray, points: np.ndarray
     bit, once for each of the two that is written.
 
     Args:
-        places: `(points, 2)` coordinates.
+        places: `(points, n)` coordinates.
         width: bits of a code.
         codes: `(points,)`, the code written for each point.
         points: `(2**width,)`, the point of each code.

@@ -31,7 +31,7 @@ class Codes:
         indices: `(frames, pairs)` int32 of all files, one after the other.
         starts: where each file begins in `indices`.
         points: `(kept, pairs, 2)` float32 coordinates before quantization, in the units of the grids, of at most
-            `MAX_POINTS` evenly spaced frames; None for quantizers without grids.
+            `MAX_POINTS` evenly spaced frames; None for quantizers without two-dimensional grids.
         seconds: of audio.
         skipped: why files could not be read, a line for each.
     """
@@ -68,7 +68,7 @@ def collect(codec: Codec, files: Sequence[Path], progress: Callable[[int], None]
     Raises:
         Q2D2Error: if no file could be read.
     """
-    quantizer = codec.model.quantizer if isinstance(codec.model.quantizer, Q2D2) else None
+    quantizer = codec.model.quantizer if isinstance(codec.model.quantizer, Q2D2) and codec.quantizer.is_grid else None
     indices: list[np.ndarray] = []
     points: list[np.ndarray] = []
     starts, skipped = [], []

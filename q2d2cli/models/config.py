@@ -97,9 +97,9 @@ class SeanetEncoderConfig(Strict):
 
 
 class QuantizerConfig(Strict):
-    """Kind and levels of the quantizer, and the switches of the paper's ablations (two-dimensional grids only)."""
+    """Kind and levels of the quantizer, and the switches of the paper's ablations (grids and lattices only)."""
 
-    kind: Literal["rectangular", "rhombic", "hexagonal", "fsq", "vq", "rvq"] = "rhombic"
+    kind: Literal["rectangular", "rhombic", "hexagonal", "fsq", "vq", "rvq", "body-centred", "d4", "e8"] = "rhombic"
     levels: tuple[int, ...] = (9, 9, 7, 7, 7, 7)
     """Levels of each dimension; for vq and rvq the size of each codebook."""
     projection: Literal["tanh", "linear", "layernorm"] = "tanh"

@@ -80,7 +80,7 @@ class CodecModel(nn.Module):
 def make_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
     """The quantizer that a configuration describes, for features of width `dim`."""
     spec = config.spec()
-    if spec.is_grid:
+    if spec.snaps:
         return Q2D2(
             spec,
             dim,

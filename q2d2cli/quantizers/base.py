@@ -19,9 +19,9 @@ class Quantized(NamedTuple):
     indices: Tensor
     """`(batch, frames, num_indices)` int64, entry `j` in `[0, sizes[j])`."""
     loss: Tensor
-    """Auxiliary loss (commitment), a scalar; zero for grids and FSQ."""
+    """Auxiliary loss (commitment), a scalar; zero for grids, lattices and FSQ."""
     values: Tensor
-    """`(batch, frames, d)` values that were quantized, float32, with a gradient: grids and FSQ in steps of
+    """`(batch, frames, d)` values that were quantized, float32, with a gradient: grids, lattices and FSQ in steps of
     their grid, VQ and RVQ the features themselves."""
 
 
@@ -96,7 +96,7 @@ def check_indices(indices: Tensor, spec: QuantizerSpec) -> None:
     if wrong.any():
         position = wrong.nonzero()[0].tolist()
         value = int(indices[tuple(position)])
-        where, what = ("pair", "points") if spec.is_grid else ("position", "values")
+        where, what = ("pair" if spec.is_grid else "position", "points" if spec.snaps else "values")
         raise ValueError(f"index {value} is out of range: {where} {position[-1]} has {spec.sizes[position[-1]]} {what}")
 
 

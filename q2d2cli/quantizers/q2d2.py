@@ -1,4 +1,4 @@
-"""Two-dimensional quantization (Q2D2): pairs of features snapped to the nearest points of grids."""
+"""Two-dimensional quantization (Q2D2): pairs of features snapped to the nearest points of grids; lattices alike."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class Q2D2(Quantizer):
     `(l - 1)/2 * (1 + 1e-3)` (the authors' code; the paper has `l/2`), each pair is snapped to the
     nearest point of its grid, the point is divided by `l // 2` and passed straight-through to `z`,
     and `Linear(d -> dim)` follows. Computed in float32, whatever the features come in. The switches are those of the
-    paper's ablations (appendix D); their defaults are the method.
+    paper's ablations (appendix D); their defaults are the method. With a lattice (paper appendix E), three, four or
+    eight dimensions take the place of a pair; `n` is their number below.
 
     Args:
-        spec: grid kind and levels.
+        spec: kind of grid or lattice, and levels.
         dim: width of the features on both sides; 512 in the paper.
         projection: what follows the input projection: `tanh`, `linear` (nothing) or `layernorm`.
         bound: `code` or `paper`, the factor above.
@@ -57,9 +58,10 @@ class Q2D2(Quantizer):
         self.project_out = nn.Linear(spec.dim, dim)
         self.norm = nn.LayerNorm(spec.dim) if projection == "layernorm" else None
         self.projection, self.spread, self.gradient = projection, spread, gradient
+        self._groups = (spec.num_indices, spec.group_size)
         levels = torch.tensor(spec.levels, dtype=torch.float32)
         factor = levels / 2 if bound == "paper" else (levels - 1) / 2 * (1 + BOUND_MARGIN)
-        self._constants = {"bound": factor, "scale": (levels // 2).view(-1, 2)}
+        self._constants = {"bound": factor, "scale": (levels // 2).view(-1, spec.group_size)}
         for j, grid in enumerate(self.grids):
             self._constants[f"points_{j}"] = grid.points * spread
         for name, values in self._constants.items():
@@ -110,16 +112,16 @@ class Q2D2(Quantizer):
             x: `(..., dim)` features.
 
         Returns:
-            `(..., P, 2)` float32 in the units of `grids[j].points`; after tanh within the grid's extent.
+            `(..., P, n)` float32 in the units of `grids[j].points`; after tanh within the grid's extent.
         """
         return self._coordinates(self._project_in(x))
 
     def nearest(self, coordinates: Tensor) -> Tensor:
-        """`(..., P, 2)` coordinates to `(..., P)` int64 pair indices."""
+        """`(..., P, n)` coordinates to `(..., P)` int64 pair indices."""
         return torch.stack([grid.nearest(coordinates[..., j, :]) for j, grid in enumerate(self.grids)], dim=-1)
 
     def _coordinates(self, z: Tensor) -> Tensor:
-        return self._bounded(z).unflatten(-1, (self.spec.num_indices, 2))
+        return self._bounded(z).unflatten(-1, self._groups)
 
     def codes(self, indices: Tensor) -> Tensor:
         """Scaled grid points of pair indices.
@@ -151,7 +153,7 @@ class Q2D2(Quantizer):
             indices = self.quantize(z)
             codes = self._codes(indices)
         if self.gradient == "rotation":
-            passed = rotate(z.unflatten(-1, (-1, 2)), codes.unflatten(-1, (-1, 2))).flatten(-2)
+            passed = rotate(z.unflatten(-1, self._groups), codes.unflatten(-1, self._groups)).flatten(-2)
         else:
             # Straight through to the projected value, not to the bounded one.
             passed = z + (codes - z).detach()

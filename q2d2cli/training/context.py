@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -207,16 +208,18 @@ def rounded(weights: Tensor, bits: int) -> Tensor:
     return weights + ((weights * scale).round().clamp(-127, 127) / scale - weights).detach()
 
 
-def smooth(shape: tuple[str, int, int]) -> Tensor:
+def smooth(kind: str, levels: tuple[int, ...]) -> Tensor:
     """`(points, functions)`: products of cosines over a grid, so that near points are alike.
 
-    Chebyshev polynomials of the coordinates, up to `DEGREE` together.
+    Chebyshev polynomials of the coordinates, up to `DEGREE` together on a plane.
     """
-    places = coordinates(*shape).astype(np.float64)
+    places = coordinates(kind, levels).astype(np.float64)
     angles = np.arccos(places / np.maximum(np.abs(places).max(axis=0), 1))
-    functions = [
-        np.cos(i * angles[:, 0]) * np.cos(j * angles[:, 1]) for i in range(DEGREE + 1) for j in range(DEGREE + 1 - i)
-    ]
+    axes = places.shape[1]
+    # Of lattices about as many functions: those of lower degree.
+    degree = 2 * DEGREE // axes
+    orders = [order for order in itertools.product(range(degree + 1), repeat=axes) if sum(order) <= degree]
+    functions = [np.cos(angles * order).prod(axis=1) for order in orders]
     return torch.from_numpy(np.stack(functions, axis=1)).float()
 
 
@@ -235,7 +238,7 @@ class Network(nn.Module):
         if spec.kind in ("vq", "rvq"):
             self.smooth = [torch.zeros(size, 1) for size in spec.sizes]
         else:
-            self.smooth = [smooth(shape) for shape in shapes(spec)]
+            self.smooth = [smooth(*shape) for shape in shapes(spec)]
 
         def normal(*shape: int, deviation: float) -> nn.Parameter:
             return nn.Parameter(torch.randn(*shape, generator=generator) * deviation)
