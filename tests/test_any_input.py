@@ -64,6 +64,10 @@ PLACES = {
     "export model": ("export", "tiny", "@", "--test", "refs"),
     "export test": ("export", "tiny", "model", "--test", "@"),
     "export notes": ("export", "tiny", "model", "--test", "refs", "--notes", "@"),
+    "models import checkpoint": ("models", "import", "@", "-c", "config.yaml", "mine"),
+    "models import config": ("models", "import", "clip.wav", "-c", "@", "mine"),
+    "models pull": ("models", "pull", "@"),
+    "models push": ("models", "push", "@", "owner/name"),
 }
 KINDS = {
     "folder": "folder",

@@ -112,7 +112,7 @@ def import_checkpoint(checkpoint: Path, config: Path, folder: Path) -> checkpoin
         What was written.
 
     Raises:
-        UsageError: if a file cannot be read, or the YAML does not first_problem such a model.
+        UsageError: if a file cannot be read, or the YAML does not describe such a model.
         Q2D2Error: if the checkpoint holds more than weights, is damaged, or does not fit the YAML.
     """
     parts = read_parts(config)
