@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -25,8 +27,9 @@ from q2d2cli.streaming import CHUNK_SECONDS, PASS_SECONDS, StreamDecoder
 LIVE_PIECE_SECONDS = 0.02
 """How much audio of a live recording is waited for at a time."""
 
-Progress = Callable[[float, float | None], None]
-"""Called with the seconds done and the seconds in all (None if not known)."""
+Progress = Callable[[float, float | None, float], None]
+"""Called with the seconds done, the seconds in all (None if not known), and the bits per second of what there is of the
+.q2d file (0 as long as there is nothing)."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def encode_file(
     *,
     live: float | None = None,
     parity: float | None = None,
+    verify: bool = False,
 ) -> Summary:
     """Encode an audio file (`-`: standard input) to a .q2d file (`-`: standard output).
 
@@ -92,11 +96,13 @@ def encode_file(
         raw: the format of audio without header.
         live: seconds of audio in a block; each is written as soon as it can be known. None for files.
         parity: share of the file that may be lost in one stretch and be mended; None for no parity.
+        verify: whether to read what was written and compare tokens; `target` is a regular file then.
 
     Raises:
         UsageError: if there is no such file, the target's folder cannot be written to, the
             model's grids are too large for a robust payload, or it has no context model for a coded one.
-        Q2D2Error: if it is not audio, is empty or holds NaN; nothing is left at `target` then.
+        Q2D2Error: if it is not audio, is empty or holds NaN, or what was written does not hold what was encoded;
+            nothing is left at `target` then.
         KeyboardInterrupt, SystemExit: if a signal asks for an end. From a pipe (a recording, say) what
             was heard until then is encoded and written instead.
     """
@@ -112,7 +118,8 @@ def encode_file(
 
         def encoded(seconds: float) -> None:
             if progress:
-                progress(seconds, total)
+                written = writer.frames / writer.header.frame_rate
+                progress(seconds, total, 8 * writer.bytes_written / written if written else 0.0)
 
         encoder = codec.stream_encoder(
             audio.sample_rate,
@@ -126,21 +133,52 @@ def encode_file(
         # Whoever reads along, or records, wants each block as soon as it is there.
         ahead = live is None and regular_file(source, 0) is not None and file.seekable()
         writer = Writer(file, encoder.header, PACKED_TOGETHER if ahead else 1, parity=parity)
+        digest = hashlib.sha256()
+
+        def put(indices: np.ndarray) -> None:
+            writer.write(indices)
+            if verify:
+                add_tokens(digest, indices)
+
         file.flush()
         for block in audio.blocks() if live is None else audio.blocks(LIVE_PIECE_SECONDS):
             samples += block.shape[1]
             for indices in encoder.push(block):
-                writer.write(indices)
+                put(indices)
                 if live is not None:
                     file.flush()
         for indices in encoder.finish():
-            writer.write(indices)
+            put(indices)
         if audio.num_samples not in (None, samples) and not file.seekable():
             raise Q2D2Error(f"{audio.name} holds {samples} samples but declares {audio.num_samples}")
         writer.close(samples)
+        if verify:
+            check_written(file, target, digest.digest(), samples)
     counts = (samples, writer.frames, writer.bytes_written, writer.payload_bytes)
     summary = summarize(source, target, writer.header, *counts, time.monotonic() - started)
     return replace(summary, stopped_by=stop.signal, warnings=tuple(audio.warnings))
+
+
+def add_tokens(digest: hashlib._Hash, indices: np.ndarray) -> None:
+    """Add `(channels, frames, pairs)` indices to a checksum that does not depend on the pieces they come in."""
+    digest.update(indices.transpose(1, 0, 2).astype("<i8").tobytes())
+
+
+def check_written(file: BinaryIO, target: Path, expected: bytes, samples: int) -> None:
+    """Raise Q2D2Error unless a file that was just written holds tokens of this checksum and so many samples."""
+    file.flush()
+    file.seek(0)
+    digest, fault = hashlib.sha256(), ""
+    try:
+        reader = Reader(file)
+        for block in reader.blocks():
+            add_tokens(digest, reader.unpack(block))
+        if reader.faults or digest.digest() != expected or reader.num_samples != samples:
+            fault = "holds other tokens than were encoded"
+    except FormatError as error:
+        fault = str(error)
+    if fault:
+        raise Q2D2Error(f"{target}, read again, {fault}: it is removed; check the disk and memory")
 
 
 @contextmanager
@@ -169,6 +207,9 @@ def decode_file(
     start: float = 0.0,
     duration: float | None = None,
     conceal: bool = False,
+    *,
+    gain: float = 0.0,
+    rate: int | None = None,
 ) -> Summary:
     """Decode a .q2d file (`-`: standard input) to an audio file (`-`: WAV on standard output).
 
@@ -181,6 +222,8 @@ def decode_file(
         start: where in the audio to begin, seconds; of a file only the blocks that are needed are read.
         duration: how much of it, seconds; all if None.
         conceal: whether to decode what there is of a damaged file, its gaps filled in.
+        gain: dB; what gets beyond full scale is clipped.
+        rate: of the audio, Hz; the original's if None.
 
     Raises:
         UsageError: if there is no such file, model or output format, or the audio ends before `start`.
@@ -195,8 +238,8 @@ def decode_file(
             # Where only a part is read there is no parity to mend it by.
             arrived = opened if start or duration is not None else mended(opened)
             reader = Reader(arrived, conceal)
-            header = reader.header
-            begin, end = sample_range(header, reader.length(), start, duration)
+            header = at_rate(reader.header, rate)
+            begin, end = sample_range(header, converted(reader.length(), reader.header, header), start, duration)
             codec = codec_for(header)
             if header.payload == "coded":
                 coder_for(header)  # without its context model there is nothing to conceal
@@ -210,15 +253,16 @@ def decode_file(
             sink = stack.enter_context(open_sink(file, target, header.original_rate, header.channels, known, raw))
             if live:
                 file.flush()  # the header: a player opens the sound card
-            position = begin
+            position, factor = begin, np.float32(10 ** (gain / 20))
             for piece in decoded(reader, decoder):
                 wanted = piece if end is None else piece[:, : end - position]
                 position += wanted.shape[1]
-                sink.write(wanted)
+                sink.write(wanted * factor if gain else wanted)
                 if live:
                     file.flush()
                 if progress:
-                    progress(position / header.original_rate, None if end is None else end / header.original_rate)
+                    total = None if end is None else (end - begin) / header.original_rate
+                    progress((position - begin) / header.original_rate, total, reader.rates()[0])
                 if position == end:
                     break
         except FormatError as error:
@@ -239,9 +283,9 @@ def decode_file(
 
 
 def decoded(reader: Reader, decoder: StreamDecoder) -> Iterator[np.ndarray]:
-    """Audio in pieces, from the decoder's start on."""
+    """Audio in pieces, from the decoder's start on, at the rate of the decoder's header."""
     first, at = decoder.first_frame, decoder.start
-    concealer = Concealer(reader.header, first)
+    concealer = Concealer(decoder.header, first)
 
     def sound(pieces: list[np.ndarray]) -> Iterator[np.ndarray]:
         nonlocal at
@@ -256,8 +300,23 @@ def decoded(reader: Reader, decoder: StreamDecoder) -> Iterator[np.ndarray]:
             yield from sound(decoder.push(part))
     for part in concealer.finish():
         yield from sound(decoder.push(part))
-    assert reader.num_samples is not None
-    yield from sound(decoder.finish(reader.num_samples))
+    samples = converted(reader.num_samples, reader.header, decoder.header)
+    assert samples is not None
+    yield from sound(decoder.finish(samples))
+
+
+def at_rate(header: Header, rate: int | None) -> Header:
+    """`header` of the same audio at another sample rate, Hz; None leaves it as it is."""
+    if rate is None:
+        return header
+    return replace(header, original_rate=rate, num_samples=None)
+
+
+def converted(samples: int | None, before: Header, after: Header) -> int | None:
+    """Number of samples at the original's rate in `before` as one at that in `after`, rounded."""
+    if samples is None:
+        return None
+    return (2 * samples * after.original_rate + before.original_rate) // (2 * before.original_rate)
 
 
 def what_is_left(source: Path) -> str:

@@ -155,7 +155,11 @@ def test_progress_tells_of_every_round(tiny_codec: Codec, tmp_path: Path, voice:
     soundfile.write(tmp_path / "voice.wav", voice[:RATE], RATE)
     told: list[tuple[float, float | None]] = []
     encode_file(
-        tiny_codec, tmp_path / "voice.wav", tmp_path / "v.q2d", lambda *progress: told.append(progress), effort=4
+        tiny_codec,
+        tmp_path / "voice.wav",
+        tmp_path / "v.q2d",
+        lambda done, total, _: told.append((done, total)),
+        effort=4,
     )
     assert told == [(0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0), (1.0, 1.0)]
 

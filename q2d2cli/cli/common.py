@@ -55,11 +55,29 @@ Paths = Annotated[
         metavar="PATHS...",
     ),
 ]
+
+
+def named_text(text: str) -> str:
+    """A name from the command line as it is written, its slash at the end kept; not an empty one."""
+    named(text)
+    return text
+
+
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="The output. A folder if one is there, if the name ends with a slash, or for several inputs or a folder.",
+        show_default=False,
+        parser=named_text,
+        metavar="PATH",
+    ),
+]
 OutDir = Annotated[
     Path | None,
     typer.Option(
         "--out-dir",
-        "-o",
         help="Folder for the outputs; made if missing.",
         show_default=False,
         parser=named,
@@ -117,6 +135,28 @@ class Plan:
         self.skipped.setdefault(reason, []).append(path.name)
 
 
+def destination(paths: list[Path], output: str | None, out_dir: Path | None) -> tuple[list[Path], Path | None]:
+    """What `--output` means: `paths` with an output at their end, or else the folder for the outputs.
+
+    Raises:
+        UsageError: if the output is named twice, or several inputs would go into one file.
+    """
+    if output is None:
+        return paths, out_dir
+    if out_dir is not None:
+        raise UsageError("--output and --out-dir both say where to: give one of them")
+    target = Path(output)
+    if os.path.isdir(target) or output.endswith("/"):
+        return paths, target
+    if len(paths) == 1 and not os.path.isdir(paths[0]):
+        return [*paths, target], None
+    from q2d2cli.audio import AUDIO_SUFFIXES
+
+    if is_direct(target) or os.path.exists(target) or target.suffix.lower() in {".q2d", *AUDIO_SUFFIXES}:
+        raise UsageError(f"several inputs do not go into {output}: name a folder, or give one input")
+    return paths, target
+
+
 def plan(
     paths: list[Path], out_dir: Path | None, suffix: str, sources: Iterable[str], check_name: Callable[[Path], None]
 ) -> Plan:
@@ -152,8 +192,6 @@ def plan(
             other = "decode" if suffix == ".q2d" else "encode"
             raise UsageError(f"{path} is named like an output: use q2d2 {other}, or name the output too")
         return Plan([(path, path.with_suffix(suffix))])
-    from q2d2cli.audio import is_foreign
-
     found, kind = Plan([]), "audio" if suffix == ".q2d" else "a .q2d file"
     outputs: dict[Path, Path] = {}
 
@@ -165,16 +203,8 @@ def plan(
 
     for path in paths:
         if os.path.isdir(path):
-            before = len(found.jobs)
-            for file in sorted((p for p in path.rglob("*") if os.path.isfile(p)), key=os.fsencode):
-                if is_foreign(file):
-                    found.skip(file, "that a Mac put beside others")
-                elif file.suffix.lower() in sources:
-                    add(file, out_dir / file.relative_to(path).with_suffix(suffix))
-                else:
-                    found.skip(file, "of another kind")
-            if len(found.jobs) == before:
-                raise UsageError(f"nothing to convert in {path}: no file is named as {kind}")
+            for file in files_of(path, sources, found, kind):
+                add(file, out_dir / file.relative_to(path).with_suffix(suffix))
         elif path == PIPE:
             raise UsageError("standard input cannot go to --out-dir: name the output instead")
         else:
@@ -186,6 +216,27 @@ def plan(
         if status and (status.st_dev, status.st_ino) in read:
             raise UsageError(f"{output} is both input and output: choose another folder with --out-dir")
     return found
+
+
+def files_of(folder: Path, sources: Iterable[str], found: Plan, kind: str) -> list[Path]:
+    """Files of a folder with one of the suffixes `sources`; the others are noted as skipped.
+
+    Raises:
+        UsageError: if there is none; says that none is named as `kind`.
+    """
+    from q2d2cli.audio import is_foreign
+
+    files = []
+    for file in sorted((p for p in folder.rglob("*") if os.path.isfile(p)), key=os.fsencode):
+        if is_foreign(file):
+            found.skip(file, "that a Mac put beside others")
+        elif file.suffix.lower() in sources:
+            files.append(file)
+        else:
+            found.skip(file, "of another kind")
+    if not files:
+        raise UsageError(f"nothing to convert in {folder}: no file is named as {kind}")
+    return files
 
 
 def raw_format(raw: bool, sample_format: str | None) -> str | None:
@@ -231,6 +282,7 @@ def convert_all(
     as_json: bool,
     convert: Callable[[Path, Path, Progress], Summary],
     at_once: int = 1,
+    line: Callable[[Summary], str] | None = None,
 ) -> int:
     """Convert every file and report; goes on after a failure.
 
@@ -242,6 +294,7 @@ def convert_all(
         as_json: whether to print summaries as JSON.
         convert: converts one file; called from several threads.
         at_once: how many files at most are converted side by side.
+        line: the last line of one file; `last_line` if None.
 
     Returns:
         The exit code.
@@ -286,7 +339,7 @@ def convert_all(
                 text = json.dumps(asdict(result))
                 print(text, file=sys.stderr if descriptor(target, 1) == 1 else sys.stdout, flush=True)
             elif not quiet:
-                say(last_line(result))
+                say((line or last_line)(result))
             end_by(result.stopped_by)
     if not quiet and (several or planned.skipped):
         say(totals(done, failed, planned.skipped))
@@ -305,7 +358,7 @@ def outcomes(
         return
     stop = threading.Event()
 
-    def check(done: float, total: float | None) -> None:
+    def check(done: float, total: float | None, bit_rate: float) -> None:
         if stop.is_set():
             raise Q2D2Error("interrupted")
 
@@ -334,9 +387,9 @@ def totals(done: int, failed: int, skipped: dict[str, list[str]]) -> str:
 
 @contextlib.contextmanager
 def progress_bar(name: str, quiet: bool) -> Iterator[Progress]:
-    """A progress bar over seconds of audio, on a terminal only and only after half a second."""
+    """A bar with time, speed and bit rate of one file, on a terminal only and only after half a second."""
     if quiet or not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda done, total, bit_rate: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -347,10 +400,14 @@ def progress_bar(name: str, quiet: bool) -> Iterator[Progress]:
     task = bar.add_task(name, total=None, clock="")
     begin = time.monotonic()
 
-    def update(done: float, total: float | None) -> None:
-        if time.monotonic() - begin > 0.5:
+    def update(done: float, total: float | None, bit_rate: float) -> None:
+        elapsed = time.monotonic() - begin
+        if elapsed > 0.5:
             bar.start()
             clock = f"{done:.0f} s" if total is None else f"{done:.0f} of {total:.0f} s"
+            clock += f", {done / elapsed:.1f}x real time"
+            if bit_rate:
+                clock += f", {bit_rate / 1000:.2f} kbit/s"
             bar.update(task, completed=done, total=total, clock=clock)
 
     try:

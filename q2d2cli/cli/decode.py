@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,26 +14,35 @@ from q2d2cli.cli.common import (
     Force,
     Json,
     OutDir,
+    Output,
     Paths,
+    Plan,
     Quiet,
     Raw,
     SampleFormat,
     check_jobs,
     convert_all,
+    damage,
+    destination,
+    files_of,
     holds_q2d,
     plan,
     raw_format,
 )
-from q2d2cli.errors import UsageError
+from q2d2cli.errors import Q2D2Error, UsageError
 
 if TYPE_CHECKING:
     from q2d2cli.codec import Codec
     from q2d2cli.container.header import Header
     from q2d2cli.transcode import Progress, Summary
 
+MOST_GAIN = 128
+"""Of `--gain`, dB, as in opusdec."""
+
 
 def decode(
     paths: Paths,
+    output: Output = None,
     out_dir: OutDir = None,
     force: Force = False,
     model: Annotated[
@@ -55,6 +65,18 @@ def decode(
     conceal: Annotated[
         bool, typer.Option("--conceal", help="Decode what there is of a damaged file; gaps are faded out.")
     ] = False,
+    gain: Annotated[
+        float, typer.Option("--gain", metavar="DB", help="Louder or softer by so many dB; clipped at full scale.")
+    ] = 0.0,
+    rate: Annotated[
+        int | None,
+        typer.Option(
+            "--rate", min=1, max=1_000_000, help="Sample rate of the audio, Hz.", show_default="the original's"
+        ),
+    ] = None,
+    test: Annotated[
+        bool, typer.Option("--test", "-t", help="Decode all the files named, write nothing, and say if they are sound.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -69,11 +91,19 @@ def decode(
     q2d2 decode --raw in.q2d - | ...
 
     q2d2 decode --start 1:02:03 --duration 10 in.q2d out.wav
+
+    q2d2 decode --test FOLDER
     """
     begin = 0.0 if start is None else seconds(start, "--start")
     length = None if duration is None else seconds(duration, "--duration")
+    if not abs(gain) <= MOST_GAIN:
+        raise UsageError(f"--gain {gain:g} is out of range: give -{MOST_GAIN} to {MOST_GAIN} dB")
     form = raw_format(raw, sample_format)
-    planned = plan(paths, out_dir, ".raw" if raw else ".wav", {".q2d"}, check_raw_name if raw else check_name)
+    if test and (output is not None or out_dir is not None):
+        raise UsageError("--test writes nothing: leave --output and --out-dir out")
+    paths, out_dir = destination(paths, output, out_dir)
+    suffix, check = (".raw", check_raw_name) if raw else (".wav", check_name)
+    planned = to_test(paths) if test else plan(paths, out_dir, suffix, {".q2d"}, check)
     check_jobs(planned.jobs, out_dir, force)
     from q2d2cli.passes import files_at_once
     from q2d2cli.transcode import decode_file
@@ -92,9 +122,28 @@ def decode(
             return loaded[wanted]
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
-        return decode_file(codec_for, source, target, progress, form, begin, length, conceal)
+        kind = "f32le" if test else form
+        summary = decode_file(codec_for, source, target, progress, kind, begin, length, conceal, gain=gain, rate=rate)
+        if test and summary.faults:
+            raise Q2D2Error(f"{source} {damage(summary.faults)}")
+        return summary
 
-    return convert_all(planned, out_dir, force, quiet, as_json, convert, files_at_once())
+    line = test_line if test else None
+    return convert_all(planned, out_dir, force, quiet, as_json, convert, files_at_once(), line)
+
+
+def to_test(paths: list[Path]) -> Plan:
+    """Every path is an input, and what is decoded goes nowhere."""
+    nowhere, found = Path(os.devnull), Plan([])
+    for path in paths:
+        files = files_of(path, {".q2d"}, found, "a .q2d file") if os.path.isdir(path) else [path]
+        found.jobs += [(file, nowhere) for file in files]
+    return found
+
+
+def test_line(summary: Summary) -> str:
+    """The last line of a file that is sound."""
+    return f"{summary.input}: OK, {summary.duration:.2f} s, {summary.bit_rate / 1000:.2f} kbit/s, {summary.model}"
 
 
 def seconds(text: str, option: str) -> float:

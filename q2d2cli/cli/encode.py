@@ -13,12 +13,14 @@ from q2d2cli.cli.common import (
     Force,
     Json,
     OutDir,
+    Output,
     Paths,
     Quiet,
     Raw,
     SampleFormat,
     check_jobs,
     convert_all,
+    destination,
     holds_q2d,
     plan,
     raw_format,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 def encode(
     paths: Paths,
+    output: Output = None,
     out_dir: OutDir = None,
     force: Force = False,
     model: Annotated[
@@ -86,6 +89,9 @@ def encode(
         float | None,
         typer.Option("--block", help="Seconds of audio in a block of --live.", show_default=str(LIVE_BLOCK_SECONDS)),
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read what was written and compare tokens; if not the same, remove it.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -104,6 +110,7 @@ def encode(
     from q2d2cli.audio import AUDIO_SUFFIXES
 
     mendable = None if parity is None else share(parity)
+    paths, out_dir = destination(paths, output, out_dir)
     planned = plan(paths, out_dir, ".q2d", AUDIO_SUFFIXES, check_name)
     check_jobs(planned.jobs, out_dir, force)
     mode = payload_mode(payload, robust)
@@ -111,6 +118,8 @@ def encode(
     name = choose(model, bitrate)
     if block is not None and not live:
         raise UsageError("--block is the size of the blocks of --live: give that, too")
+    if verify and any(is_direct(target) for _, target in planned.jobs):
+        raise UsageError("--verify reads the output again, and a pipe or device gives nothing back: name a file")
     seconds = (LIVE_BLOCK_SECONDS if block is None else block) if live else None
     from q2d2cli.codec import Codec
     from q2d2cli.passes import files_at_once
@@ -119,7 +128,9 @@ def encode(
     codec = Codec.from_pretrained(name, device)
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
-        return encode_file(codec, source, target, progress, mode, effort, form, live=seconds, parity=mendable)
+        return encode_file(
+            codec, source, target, progress, mode, effort, form, live=seconds, parity=mendable, verify=verify
+        )
 
     return convert_all(planned, out_dir, force, quiet, as_json, convert, 1 if effort else files_at_once())
 

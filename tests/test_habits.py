@@ -1,0 +1,199 @@
+"""What people know from opusenc, flac and torchaudio: -o, --test, --verify, --gain, --rate, load and save."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import Run
+
+from q2d2cli import Codec, Tokens
+from q2d2cli.files import OutputFile
+
+SECONDS = 2
+
+
+@pytest.fixture
+def voice(clip: tuple[np.ndarray, int]) -> np.ndarray:
+    return clip[0][: SECONDS * 16_000]
+
+
+@pytest.fixture
+def recordings(voice: np.ndarray, tmp_path: Path) -> Path:
+    """A folder with two recordings, in the folder that commands run in."""
+    folder = tmp_path / "cwd" / "in"
+    folder.mkdir(parents=True)
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(folder / name, voice, 16_000)
+    return folder
+
+
+@pytest.fixture
+def run(run: Run, tiny: Path) -> Run:
+    """The command, with the tiny model."""
+    return lambda command, *rest, **more: run(command, *rest, "-m", tiny, **more)
+
+
+@pytest.fixture
+def encoded(tiny_codec: Codec, voice: np.ndarray, tmp_path: Path) -> Path:
+    path = tmp_path / "voice.q2d"
+    tiny_codec.encode(voice, 16_000).save(path)
+    return path
+
+
+def fails(result: Any, code: int, *words: str) -> None:
+    text = result.stderr.decode()
+    assert result.returncode == code, text
+    assert text.startswith("q2d2: ")
+    assert text.count("\n") == 1, text
+    for word in words:
+        assert word in text
+
+
+@pytest.fixture
+def run_here(tmp_path: Path) -> Path:
+    return tmp_path / "cwd"
+
+
+def test_o_names_a_file_or_a_folder(run: Run, recordings: Path) -> None:
+    here = recordings.parent
+
+    def made(*arguments: str | Path) -> list[str]:
+        before = set(here.rglob("*.q2d"))
+        result = run("encode", *arguments)
+        assert result.returncode == 0, result.stderr
+        return sorted(str(path.relative_to(here)) for path in set(here.rglob("*.q2d")) - before)
+
+    assert made("in/a.wav", "-o", "one.q2d") == ["one.q2d"]
+    assert made("-o", "two.q2d", "in/a.wav") == ["two.q2d"]
+    (here / "there").mkdir()
+    assert made("in/a.wav", "--output", "there") == ["there/a.q2d"]
+    assert made("in/a.wav", "-o", "new/") == ["new/a.q2d"]
+    assert made("in", "-o", "whole") == ["whole/a.q2d", "whole/b.q2d"]
+    assert made("in/a.wav", "in/b.wav", "-o", "several") == ["several/a.q2d", "several/b.q2d"]
+    assert run("decode", "one.q2d", "-o", "one.flac").returncode == 0
+    assert soundfile.info(here / "one.flac").format == "FLAC"
+    piped = run("encode", "-", "-o", "-", stdin=(recordings / "a.wav").read_bytes())
+    (here / "piped.q2d").write_bytes(piped.stdout)
+    assert Tokens.load(here / "piped.q2d").num_samples == SECONDS * 16_000
+
+
+def test_o_is_never_taken_for_what_it_cannot_be(run: Run, recordings: Path) -> None:
+    fails(run("encode", "in/a.wav", "-o", "a.q2d", "--out-dir", "x"), 2, "--out-dir")
+    for name in ("all.q2d", "-", "in/a.wav"):
+        fails(run("encode", "in/a.wav", "in/b.wav", "-o", name), 2, f"several inputs do not go into {name}")
+    fails(run("encode", "in", "-o", "all.q2d"), 2, "several inputs")
+    fails(run("encode", "in/a.wav", "-o", "in/a.wav"), 2, "both input and output")
+    fails(run("encode", "in/a.wav", "-o", "in/b.wav"), 2, "named like audio")
+    fails(run("encode", "in/a.wav", "out.q2d", "-o", "third.q2d"), 2, "several inputs")
+    assert sorted(os.listdir(recordings.parent)) == ["in"]
+
+
+@pytest.mark.parametrize("payload", [(), ("--robust",)])
+def test_test_decodes_and_writes_nothing(run: Run, recordings: Path, payload: tuple[str, ...]) -> None:
+    assert run("encode", *payload, "in", "-o", "in").returncode == 0
+    before = {path: path.read_bytes() for path in recordings.parent.rglob("*") if path.is_file()}
+    sound = run("decode", "-t", "in/a.q2d", "in/b.q2d")
+    assert sound.returncode == 0, sound.stderr
+    assert [line.split(",")[0] for line in sound.stderr.decode().splitlines()] == [
+        "in/a.q2d: OK",
+        "in/b.q2d: OK",
+        "2 done, 0 failed, 0 skipped",
+    ]
+    data = bytearray(before[recordings / "a.q2d"])
+    data[len(data) // 2] ^= 1
+    (recordings / "a.q2d").write_bytes(data)
+    before[recordings / "a.q2d"] = bytes(data)
+    found = run("decode", "--test", "in")
+    assert found.returncode == 1
+    lines = found.stderr.decode().splitlines()
+    assert lines[0].startswith("q2d2: in/a.q2d is damaged: ")
+    assert lines[1].startswith("in/b.q2d: OK")
+    piped = run("decode", "-t", "-", "-q", stdin=before[recordings / "b.q2d"])
+    assert (piped.returncode, piped.stdout, piped.stderr) == (0, b"", b"")
+    fails(run("decode", "-t", "-", stdin=bytes(data[:-10])), 1, "standard input")
+    fails(run("decode", "-t", "in/a.wav"), 1, "in/a.wav")
+    fails(run("decode", "-t", "none.q2d"), 2, "does not exist")
+    fails(run("decode", "-t", "in/b.q2d", "-o", "x.wav"), 2, "--test writes nothing")
+    assert before == {path: path.read_bytes() for path in recordings.parent.rglob("*") if path.is_file()}
+
+
+def test_verify_passes_what_is_right(run: Run, recordings: Path) -> None:
+    for number, more in enumerate([(), ("--robust",), ("--effort", "1"), ("--live",)]):
+        result = run("encode", "--verify", *more, "in/a.wav", f"{number}.q2d")
+        assert result.returncode == 0, result.stderr
+    result = run("encode", "--verify", "-", "piped.q2d", stdin=(recordings / "a.wav").read_bytes())
+    assert result.returncode == 0, result.stderr
+    assert run("encode", "in/a.wav", "plain.q2d").returncode == 0
+    assert (recordings.parent / "0.q2d").read_bytes() == (recordings.parent / "plain.q2d").read_bytes()
+    fails(run("encode", "--verify", "in/a.wav", "-"), 2, "--verify", "name a file")
+
+
+@pytest.mark.parametrize("robust", [False, True])
+def test_verify_removes_what_is_not(
+    call: Run, tiny: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch, robust: bool
+) -> None:
+    """A disk that flips a bit of what it is given stands for every way in which a file goes wrong."""
+    honest = OutputFile.write
+
+    def flip(self: OutputFile, data: Any) -> int:
+        changed = bytearray(data)
+        changed[len(changed) * 3 // 4] ^= 1
+        return honest(self, bytes(changed))
+
+    monkeypatch.setattr(OutputFile, "write", flip)
+    target = recordings / "a.q2d"
+    more = ["--robust"] if robust else []
+    fails(call("encode", "--verify", *more, recordings / "a.wav", target, "-m", tiny), 1, str(target), "removed")
+    assert sorted(os.listdir(recordings)) == ["a.wav", "b.wav"]
+    assert call("encode", *more, recordings / "a.wav", target, "-m", tiny).returncode == 0
+
+
+def test_gain_is_in_decibels(run: Run, encoded: Path, run_here: Path) -> None:
+    for name, more in {"plain": (), "loud": ("--gain", "6"), "soft": ("--gain", "-20.5")}.items():
+        assert run("decode", encoded, name, "--raw", "--sample-format", "f32le", *more).returncode == 0
+    plain, loud, soft = (np.fromfile(run_here / name, "<f4") for name in ("plain", "loud", "soft"))
+    assert np.allclose(loud, plain * 10 ** (6 / 20), rtol=1e-5)
+    assert np.allclose(soft, plain * 10 ** (-20.5 / 20), rtol=1e-5)
+    # Too loud for 16 bits is clipped, and never turns over.
+    assert run("decode", encoded, "clipped.wav", "--gain", "60").returncode == 0
+    clipped = soundfile.read(run_here / "clipped.wav", dtype="int16")[0]
+    heard = np.abs(plain) > 1e-4
+    assert (np.sign(clipped[heard]) == np.sign(plain[heard])).all()
+    assert np.abs(clipped.astype(int)).max() == 32767
+    for wrong in ("nan", "inf", "1000"):
+        fails(run("decode", encoded, "x.wav", "--gain", wrong), 2, "--gain")
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 22_050, 48_000])
+def test_rate_converts_and_keeps_the_length(run: Run, encoded: Path, run_here: Path, rate: int) -> None:
+    result = run("decode", encoded, "out.wav", "--rate", rate, "--json")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert (summary["sample_rate"], summary["duration"]) == (rate, SECONDS)
+    assert (soundfile.info(run_here / "out.wav").samplerate, soundfile.info(run_here / "out.wav").frames) == (
+        rate,
+        SECONDS * rate,
+    )
+    assert run("decode", encoded, "plain.wav").returncode == 0
+    if rate == 16_000:
+        assert (run_here / "out.wav").read_bytes() == (run_here / "plain.wav").read_bytes()
+    # The same sound: half a second of it is what is there at that time in the whole.
+    part = ("--start", "0.5", "--duration", "0.5")
+    assert run("decode", encoded, "part.wav", "--rate", rate, *part).returncode == 0
+    whole, some = (soundfile.read(run_here / name, dtype="int16")[0] for name in ("out.wav", "part.wav"))
+    assert np.array_equal(some, whole[rate // 2 : rate])
+
+
+def test_rate_of_a_pipe_and_of_a_damaged_file(run: Run, encoded: Path, run_here: Path) -> None:
+    piped = run("decode", "-", "-", "--raw", "--rate", 8000, stdin=encoded.read_bytes())
+    assert len(piped.stdout) == 2 * 8000 * SECONDS
+    (run_here / "cut.q2d").write_bytes(encoded.read_bytes()[:-40])
+    assert run("decode", "--conceal", "cut.q2d", "cut.wav", "--rate", 48_000).returncode == 0
+    assert abs(soundfile.info(run_here / "cut.wav").duration - SECONDS) < SECONDS
+    fails(run("decode", encoded, "x.wav", "--rate", "0"), 2, "--rate")
