@@ -21,6 +21,9 @@ __all__ = [
     "Tokens",
     "UsageError",
     "__version__",
+    "info",
+    "load",
+    "save",
 ]
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from q2d2cli.codec import Codec, Tokens
     from q2d2cli.errors import Q2D2Error, UsageError
     from q2d2cli.streaming import StreamDecoder, StreamEncoder
+    from q2d2cli.waveforms import info, load, save
 
 HOMES = {
     "DEFAULT_MODEL": "checkpoints",
@@ -37,6 +41,9 @@ HOMES = {
     "StreamEncoder": "streaming",
     "Tokens": "codec",
     "UsageError": "errors",
+    "info": "waveforms",
+    "load": "waveforms",
+    "save": "waveforms",
 }
 """The module of each name."""
 

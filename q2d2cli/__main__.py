@@ -35,7 +35,7 @@ def run() -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, stop)
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="q2d2", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Q2D2Error as error:
         return fail(str(error), error.exit_code)

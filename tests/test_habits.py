@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import Run
+import torch
+from conftest import CLIP, ROOT, Run
 
-from q2d2cli import Codec, Tokens
+import q2d2cli
+from q2d2cli import Codec, Q2D2Error, Tokens, UsageError
+from q2d2cli.cli.common import progress_bar
 from q2d2cli.files import OutputFile
 
 SECONDS = 2
@@ -197,3 +204,135 @@ def test_rate_of_a_pipe_and_of_a_damaged_file(run: Run, encoded: Path, run_here:
     assert run("decode", "--conceal", "cut.q2d", "cut.wav", "--rate", 48_000).returncode == 0
     assert abs(soundfile.info(run_here / "cut.wav").duration - SECONDS) < SECONDS
     fails(run("decode", encoded, "x.wav", "--rate", "0"), 2, "--rate")
+
+
+def test_load_gives_parts_of_the_whole(tiny: Path, encoded: Path, tiny_codec: Codec) -> None:
+    model = {"model": str(tiny), "device": "cpu"}
+    whole, rate = q2d2cli.load(encoded, **model)
+    assert (rate, whole.shape) == (16_000, (1, SECONDS * 16_000))
+    assert torch.equal(whole, tiny_codec.decode(Tokens.load(encoded)))
+    for offset, count in [(0, -1), (0, 1), (1, 4000), (12_345, 777), (31_999, 50), (5000, -1)]:
+        part, _ = q2d2cli.load(encoded, frame_offset=offset, num_frames=count, **model)
+        assert torch.equal(part, whole[:, offset : None if count < 0 else offset + count]), (offset, count)
+    assert q2d2cli.load(encoded, 32_000, 10, **model)[0].shape == (1, 0)
+    assert q2d2cli.load(encoded, 100, 0, **model)[0].shape == (1, 0)
+    assert torch.equal(q2d2cli.load(str(encoded), channels_first=False, **model)[0], whole.T)
+    for wrong in ({"frame_offset": -1}, {"num_frames": -2}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            q2d2cli.load(encoded, **wrong, **model)
+
+
+def test_save_and_info(tiny: Path, voice: np.ndarray, tmp_path: Path, tiny_codec: Codec) -> None:
+    path = tmp_path / "stereo.q2d"
+    stereo = torch.from_numpy(np.stack([voice, voice[::-1]]).copy())
+    q2d2cli.save(path, stereo, 22_050, model=str(tiny), device="cpu")
+    assert q2d2cli.info(path) == (22_050, len(voice), 2, 0, "Q2D")
+    expected = tiny_codec.encode(stereo, 22_050).indices
+    assert torch.equal(Tokens.load(path).indices, expected)
+    # As torchaudio's does, it replaces what is there.
+    q2d2cli.save(path, stereo.T, 22_050, channels_first=False, model=str(tiny), device="cpu")
+    assert torch.equal(Tokens.load(path).indices, expected)
+    path.write_bytes(b"RIFF" + bytes(100))
+    with pytest.raises(Q2D2Error, match=r"stereo\.q2d"):
+        q2d2cli.info(path)
+    with pytest.raises(UsageError, match="does not exist"):
+        q2d2cli.load(tmp_path / "none.q2d")
+
+
+def test_file_knows_q2d(encoded: Path, tmp_path: Path) -> None:
+    """As packaging/README.md installs it."""
+    (tmp_path / ".magic").write_bytes((ROOT / "packaging" / "q2d2.magic").read_bytes())
+    nameless = tmp_path / "nameless"
+    nameless.write_bytes(encoded.read_bytes())
+    other = tmp_path / "other.q2d"
+    other.write_bytes(encoded.read_bytes().replace(b"\r\n", b"\n", 1))
+
+    def ask(*arguments: str | Path) -> str:
+        environment = {**os.environ, "HOME": str(tmp_path)}
+        return subprocess.run(
+            ["file", "-b", *arguments], capture_output=True, text=True, env=environment
+        ).stdout.strip()
+
+    assert ask(nameless) == "q2d2 speech audio, version 2.0"
+    assert ask("--mime-type", nameless) == "audio/x-q2d"
+    assert ask("--mime-type", other) != "audio/x-q2d"
+    assert ask("--mime-type", CLIP) == "audio/x-wav"
+
+
+def test_desktops_know_q2d(encoded: Path, tmp_path: Path) -> None:
+    packages = tmp_path / "share" / "mime" / "packages"
+    packages.mkdir(parents=True)
+    (packages / "q2d2.xml").write_bytes((ROOT / "packaging" / "q2d2.xml").read_bytes())
+    result = subprocess.run(["update-mime-database", packages.parent], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    nameless = tmp_path / "nameless"
+    nameless.write_bytes(encoded.read_bytes())
+    environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "share")}
+    for path in (nameless, encoded):
+        command = ["gio", "info", "-a", "standard::content-type", path]
+        told = subprocess.run(command, capture_output=True, text=True, env=environment).stdout
+        assert "standard::content-type: audio/x-q2d" in told
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
+    """The script that `--show-completion` prints, in a real shell."""
+    program = tmp_path / "bin" / "q2d2"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m q2d2cli "$@"\n')
+    program.chmod(0o755)
+    path = f"{program.parent}:{os.environ['PATH']}"
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+    }
+    script = """
+        eval "$(q2d2 --show-completion bash)"
+        complete -p q2d2 >/dev/null || exit 3
+        COMP_WORDS=(q2d2 dec) COMP_CWORD=1; _q2d2_completion; echo "${COMPREPLY[@]}"
+        COMP_WORDS=(q2d2 decode --ga) COMP_CWORD=2; _q2d2_completion q2d2; echo "${COMPREPLY[@]}"
+    """
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, timeout=250)
+    assert result.stdout.splitlines() == ["decode", "--gain"], result.stderr
+
+
+def test_manual_pages_have_every_command_and_option(tmp_path: Path) -> None:
+    from q2d2cli.cli import manual
+
+    folder = tmp_path / "man1"
+    made = subprocess.run(
+        [sys.executable, "-m", "q2d2cli.cli.manual", folder], capture_output=True, text=True, cwd=ROOT, timeout=250
+    )
+    assert made.returncode == 0, made.stderr
+    names = []
+    for name, command, context in manual.commands("q2d2", manual.root(), None):
+        names.append(f"{name}.1")
+        shown = subprocess.run(
+            ["groff", "-man", "-ww", "-Tascii", "-P-cbou", folder / f"{name}.1"], capture_output=True, text=True
+        )
+        assert (shown.returncode, shown.stderr) == (0, ""), name
+        for parameter in command.get_params(context):
+            for option in parameter.opts if parameter.param_type_name == "option" else ():
+                assert option in shown.stdout, (name, option)
+    assert sorted(os.listdir(folder)) == sorted(names)
+    assert {"q2d2.1", "q2d2-encode.1", "q2d2-listening-build.1"} <= set(names)
+
+
+def test_bar_tells_time_speed_and_bit_rate_on_a_terminal() -> None:
+    def bar(quiet: bool, terminal: bool) -> str:
+        written = io.StringIO()
+        written.isatty = lambda: terminal  # type: ignore[method-assign]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stderr", written)
+            patch.setenv("COLUMNS", "120")
+            with progress_bar("a.wav", quiet) as update:
+                time.sleep(0.6)
+                update(30.0, 60.0, 3330.0)
+        return written.getvalue()
+
+    shown = bar(quiet=False, terminal=True)
+    assert "30 of 60 s" in shown
+    assert "x real time" in shown
+    assert "3.33 kbit/s" in shown
+    assert bar(quiet=True, terminal=True) == bar(quiet=False, terminal=False) == ""

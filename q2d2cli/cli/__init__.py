@@ -28,7 +28,6 @@ app = typer.Typer(
     name="q2d2",
     help="Neural speech codec with two-dimensional quantization: 1 to 7 kbit/s, one token per frame.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
