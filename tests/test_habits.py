@@ -200,7 +200,8 @@ def test_rate_converts_and_keeps_the_length(run: Run, encoded: Path, run_here: P
 def test_rate_of_a_pipe_and_of_a_damaged_file(run: Run, encoded: Path, run_here: Path) -> None:
     piped = run("decode", "-", "-", "--raw", "--rate", 8000, stdin=encoded.read_bytes())
     assert len(piped.stdout) == 2 * 8000 * SECONDS
-    (run_here / "cut.q2d").write_bytes(encoded.read_bytes()[:-40])
+    Tokens.load(encoded).save(run_here / "robust.q2d", robust=True)  # of several blocks
+    (run_here / "cut.q2d").write_bytes((run_here / "robust.q2d").read_bytes()[:-100])
     assert run("decode", "--conceal", "cut.q2d", "cut.wav", "--rate", 48_000).returncode == 0
     assert abs(soundfile.info(run_here / "cut.wav").duration - SECONDS) < SECONDS
     fails(run("decode", encoded, "x.wav", "--rate", "0"), 2, "--rate")
@@ -256,7 +257,7 @@ def test_file_knows_q2d(encoded: Path, tmp_path: Path) -> None:
     assert ask(nameless) == "q2d2 speech audio, version 2.0"
     assert ask("--mime-type", nameless) == "audio/x-q2d"
     assert ask("--mime-type", other) != "audio/x-q2d"
-    assert ask("--mime-type", CLIP) == "audio/x-wav"
+    assert "wav" in ask("--mime-type", CLIP)
 
 
 def test_desktops_know_q2d(encoded: Path, tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
     script = """
         eval "$(q2d2 --show-completion bash)"
         complete -p q2d2 >/dev/null || exit 3
-        COMP_WORDS=(q2d2 dec) COMP_CWORD=1; _q2d2_completion; echo "${COMPREPLY[@]}"
+        COMP_WORDS=(q2d2 dec) COMP_CWORD=1; _q2d2_completion q2d2; echo "${COMPREPLY[@]}"
         COMP_WORDS=(q2d2 decode --ga) COMP_CWORD=2; _q2d2_completion q2d2; echo "${COMPREPLY[@]}"
     """
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, timeout=250)
@@ -325,7 +326,8 @@ def test_bar_tells_time_speed_and_bit_rate_on_a_terminal() -> None:
         written.isatty = lambda: terminal  # type: ignore[method-assign]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "stderr", written)
-            patch.setenv("COLUMNS", "120")
+            patch.setenv("COLUMNS", "160")
+            patch.setenv("TERM", "xterm")
             with progress_bar("a.wav", quiet) as update:
                 time.sleep(0.6)
                 update(30.0, 60.0, 3330.0)
