@@ -236,7 +236,7 @@ def test_what_could_run_is_refused(
     monkeypatch.chdir(tmp_path)
     checkpoint, config = write(tmp_path, {}, their_yaml("rhombic", (3, 3)))
     if whole:
-        checkpoint.write_bytes(pickle.dumps(Evil()))
+        checkpoint.write_bytes(pickle.dumps(Evil(), protocol=2))
     else:
         torch.save({"state_dict": {}, "hyper_parameters": {"callback": Evil()}}, checkpoint)
     result = call("models", "import", checkpoint, "-c", config, "theirs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -209,7 +210,9 @@ def read_state(path: Path) -> State:
     if path.suffix == ".safetensors":
         return checkpoints.read_safetensors(path)
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are no checkpoints
+            data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
@@ -218,8 +221,6 @@ def read_state(path: Path) -> State:
             f"{path} is refused: it holds more than weights ({found[1]}), and to load that could run anything; "
             "ask for its state_dict as safetensors"
         ) from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # whatever the reader of a damaged archive stumbles over
         raise Q2D2Error(f"{path} is damaged or no PyTorch checkpoint") from error
     state = data.get("state_dict") if isinstance(data, dict) else None
