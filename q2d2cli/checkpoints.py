@@ -173,10 +173,12 @@ def find(name: str) -> Checkpoint:
             if broken:
                 pass_over(str(broken))
             return checkpoint
+    if (latest := newest(name)) is not None:
+        if broken:
+            pass_over(str(broken))
+        return latest
     if broken:
         raise broken
-    if (latest := newest(name)) is not None:
-        return latest
     if hub.is_id(name) and not folder.exists():
         return fetch(name)
     here = ", ".join(checkpoint.config.name for checkpoint in available()) or "none"

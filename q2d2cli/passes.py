@@ -65,7 +65,13 @@ def _workers(process: int, threads: int) -> ThreadPoolExecutor:
 def _make_workers(process: int, threads: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(threads, "q2d2-pass", initializer=_take_one_core)
     together = threading.Barrier(threads)
-    list(pool.map(lambda _: together.wait(), range(threads)))
+    try:
+        list(pool.map(lambda _: together.wait(), range(threads)))
+    except BaseException:
+        # A signal came before all had been started: those that wait for the rest would keep the process alive.
+        together.abort()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
     # What a thread sets holds for itself and for threads that are born later, which should have what they had.
     torch.set_num_threads(threads)
     return pool

@@ -22,6 +22,9 @@ from q2d2cli import __main__ as main
 from q2d2cli.models.config import ModelConfig, QuantizerConfig, SpectralEncoderConfig, VocosDecoderConfig
 from q2d2cli.models.model import CodecModel
 
+# Of the processes that tests start: one whose files may not grow would leave half of a compiled module behind.
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "examples" / "librivox.wav"
 

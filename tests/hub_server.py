@@ -111,7 +111,9 @@ def serve(hub: Hub) -> Iterator[str]:
                 request = json.loads(body)
                 name = "/".join(part for part in (request.get("organization"), request["name"]) if part)
                 known = name in hub.repositories
-                hub.repositories.setdefault(name, Repository(private=bool(request.get("private"))))
+                hub.repositories.setdefault(
+                    name, Repository(private=request.get("visibility") == "private" or bool(request.get("private")))
+                )
                 self.answer({"url": f"http://{self.headers['Host']}/{name}"}, 409 if known else 200)
             elif parts[:2] == ["api", "validate-yaml"]:
                 self.answer({"warnings": [], "errors": []})

@@ -139,7 +139,7 @@ def test_independent_coordinates_get_what_the_grid_has_by_itself(tmp_path: Path)
     ):
         codec = Codec.from_pretrained(model_of(tmp_path / kind, kind, levels), device="cpu")
         half = (levels[0] - 1) / 2
-        row = analysis.mutual_information(codec, (uniform * half).astype(np.float32)[:, None])[0]
+        row = analysis.pair_information(codec, (uniform * half).astype(np.float32)[:, None])[0]
         assert row["even_grid"] == pytest.approx(alone, abs=1e-9)
         assert row["before"] == pytest.approx(0, abs=0.03)
         if kind == "rectangular":

@@ -117,8 +117,12 @@ def folder(tiny: Path, tokens: Path, tiny_codec: Codec, tmp_path: Path) -> Itera
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000_000, limit[1]))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # What options put into the environment is for the processes that a command starts.
+    environment = dict(os.environ)
     with contextlib.chdir(here):
         yield here
+    os.environ.clear()
+    os.environ.update(environment)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     resource.setrlimit(resource.RLIMIT_FSIZE, limit)

@@ -169,7 +169,7 @@ def test_info_needs_no_model_and_no_torch(run: Run, encoded: Path) -> None:
 def test_models(run: Run, tiny: Path) -> None:
     rows = json.loads(run("models", "--json").stdout)
     default = next(row for row in rows if row["default"])
-    assert default["name"] == "speech-3k"
+    assert default["name"] == "speech-3k-v2"
     assert default["kbit_per_second"] == pytest.approx(3.333)
     assert default["megabytes"] <= 32
     assert "speech-3k" in run("models").stdout.decode()
@@ -255,7 +255,7 @@ def test_model_that_is_not_here(run: Run, tiny: Path, encoded: Path, tmp_path: P
     one_line(run("encode", CLIP, "out.q2d", "-m", "speech-9k"), 2, "'speech-9k'", "speech-3k", "Hub")
     one_line(run("encode", CLIP, "out.q2d", "-m", "owner/name"), 2, "'owner/name'", "network")
     # The file names a model that is not here; and other weights than the file's.
-    one_line(run("decode", encoded, "out.wav"), 2, "'tiny'", "available: speech-1k, speech-3k, speech-7k")
+    one_line(run("decode", encoded, "out.wav"), 2, "'tiny'", "available: speech-1k-v2, speech-3k-v2, speech-7k")
     one_line(run("decode", encoded, "out.wav", "-m", "speech-3k"), 1, "'tiny'", "weights")
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -344,7 +344,7 @@ def test_device_is_written_to_and_not_replaced(run: Run, tiny: Path) -> None:
 
 def test_a_bit_rate_picks_the_model(run: Run) -> None:
     result = run("encode", CLIP, "clip.q2d", "--bitrate", "3", "--json")
-    assert json.loads(result.stdout)["model"] == "speech-3k"
+    assert json.loads(result.stdout)["model"] == "speech-3k-v2"
     missing = run("encode", CLIP, "other.q2d", "--bitrate", "5")
     assert missing.returncode == 2
     assert "no model for 5 kbit/s here: choose from" in missing.stderr.decode()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import Run
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_container import draw_indices, make_header, samples_of, small_file
 from test_seeking import audio_of, long_tokens
@@ -113,6 +113,7 @@ def test_lost_blocks_keep_the_others_in_their_places(gone: set[int], version: in
 @settings(max_examples=60, deadline=None)
 @given(junk=st.binary(min_size=1, max_size=300), after=st.integers(0, 8), version=st.sampled_from([1, 2]))
 def test_inserted_bytes_cost_nothing(junk: bytes, after: int, version: int) -> None:
+    assume(b"\x89Q2D" not in junk)  # which begins another file, see below
     data = whole_file(version=version)
     place = blocks_of(data)[after].end
     if junk.startswith(data[place : place + 1]):

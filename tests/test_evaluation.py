@@ -23,6 +23,7 @@ import soxr
 import torch
 from conftest import CLIP, Run
 
+from q2d2cli import checkpoints
 from q2d2cli.audio import read_original
 from q2d2cli.container.packing import pack
 from q2d2cli.errors import Q2D2Error, UsageError
@@ -418,9 +419,10 @@ def test_robust_payload_withstands_bit_errors_that_packed_does_not(run: Run, tmp
     assert result.returncode == 0, result.stderr
     codecs = json.loads(result.stdout)["codecs"]
     stoi = {c["name"]: c["datasets"]["all"]["stoi"]["mean"] for c in codecs}
-    clean = stoi["speech-3k"]
+    name = checkpoints.find("speech-3k").config.name
+    clean = stoi[name]
     for rate in ("0.003", "0.01"):
-        robust, packed = (stoi[f"speech-3k ({mode}, bit errors {rate})"] for mode in ("robust", "packed"))
+        robust, packed = (stoi[f"{name} ({mode}, bit errors {rate})"] for mode in ("robust", "packed"))
         assert clean > robust > packed + 0.01
     assert [c["bit_rate"] for c in codecs if "robust" in c["name"]] == pytest.approx([22 / 20 * 3333] * 2, rel=0.01)
     assert (tmp_path / "out/channel.svg").read_text().startswith("<svg")

@@ -62,7 +62,7 @@ def test_every_parameter_gets_a_gradient() -> None:
     [
         ({"hop": 145, "encoder": {"type": "seanet"}}, "multiply to 144, but hop is 145"),
         ({"quantizer": {"levels": [8, 9]}}, "level 8 is even"),
-        ({"quantizer": {"levels": [9, 9, 7]}}, "even number of dimensions"),
+        ({"quantizer": {"levels": [9, 9, 7]}}, "give a multiple of 2"),
         ({"decoder": {"layers": 0}}, "greater than 0"),
         ({"hop": 145}, "cannot be centred"),
         ({"decoder": {"stride": 5}}, "decoder.stride 5 does not divide hop 144"),

@@ -330,17 +330,18 @@ def test_full_disk(run: Run, config: Path, tmp_path: Path, board: str) -> None:
 
 def test_what_cannot_be_is_one_line(run: Run, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
+    judged = "discriminator.start=0"
     for device, words in (("cuda:77", "not available"), ("abacus", "unknown device")):
         result = run("train", "-c", config, "-o", out, "--device", device)
         assert result.returncode == 2
         assert words in one_line(result.stderr)
-    assert run("train", "-c", config, "-o", out, *settings(*PLAIN, "steps=2")).returncode == 0
+    assert run("train", "-c", config, "-o", out, *settings(*PLAIN, judged, "steps=2")).returncode == 0
     before = (out / "state.pt").read_bytes()
     for change, words in (
         ("model.encoder.dim=24", "model.encoder.dim is 16 there and 24"),
         ("discriminator.band.channels=3", "does not fit this configuration: size mismatch"),
     ):
-        result = run("train", "-c", config, "-o", out, "--resume", *settings(*PLAIN, "steps=4", change))
+        result = run("train", "-c", config, "-o", out, "--resume", *settings(*PLAIN, judged, "steps=4", change))
         assert result.returncode == 1
         assert words in one_line(result.stderr)
     assert (out / "state.pt").read_bytes() == before

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 from tempfile import TemporaryDirectory
@@ -32,21 +33,23 @@ context.set_forkserver_preload(MODULES)
 def run(arguments: Sequence[str], folder: Path, environment: dict[str, str], stdin: bytes | None) -> CompletedProcess:
     """The command in a process of its own, as `subprocess.run` would; standard input is empty if there is none."""
     with TemporaryDirectory() as temporary:
+        # Pipes, not files: nobody can seek in them.
         streams = [Path(temporary) / name for name in ("in", "out", "err")]
-        if stdin:
-            # A pipe, not a file: what reads it cannot seek.
-            os.mkfifo(streams[0])
+        for stream in streams:
+            os.mkfifo(stream)
         paths = [str(streams[0]) if stdin else os.devnull, str(streams[1]), str(streams[2])]
         process = context.Process(target=command, args=(list(arguments), str(folder), environment, paths))
         process.start()
-        if stdin:
-            feed(streams[0], stdin)
-        process.join(TIMEOUT)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise TimeoutExpired(list(arguments), TIMEOUT)
-        return CompletedProcess(list(arguments), process.exitcode, streams[1].read_bytes(), streams[2].read_bytes())
+        with ThreadPoolExecutor(2) as pool:
+            outputs = [pool.submit(stream.read_bytes) for stream in streams[1:]]
+            if stdin:
+                feed(streams[0], stdin)
+            process.join(TIMEOUT)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+                raise TimeoutExpired(list(arguments), TIMEOUT)
+            return CompletedProcess(list(arguments), process.exitcode, *(output.result() for output in outputs))
 
 
 def feed(path: Path, data: bytes) -> None:

@@ -71,7 +71,7 @@ def export(
 ) -> int:
     """Write model.safetensors, config.json and a model card filled with measured numbers.
 
-    q2d2 export runs/speech-3k checkpoints/speech-3k --test data/speech/test --notes examples/speech/NOTES.md
+    q2d2 export RUN checkpoints/speech-3k-v3 --name speech-3k-v3 --test data/speech/test
     """
     from q2d2cli.checkpoints import CONFIG_NAME
 

@@ -185,6 +185,8 @@ def model_card(
         f"| {number} | {points} | {entropy:.2f} of {most:.2f} bits ({100 * entropy / most:.0f}%) | {100 * used:.1f}% |"
         for number, (points, entropy, most, used) in enumerate(zip(*columns, strict=True))
     )
+    fingerprint, _, context = own["identity"].removeprefix("q2d2:").partition(":context ")
+    coded = f", context model `{context}`" if context else ""
     return f"""# {config.name}
 
 | | |
@@ -193,7 +195,7 @@ def model_card(
 | tokens | {config.frame_rate:.1f} per second, codebook of {spec.codebook_size} |
 | quantizer | {spec.kind} grids, levels {",".join(map(str, spec.levels))} |
 | audio | {config.sample_rate} Hz inside, one frame per {config.hop} samples; any rate in and out |
-| weights | {size / 1e6:.1f} MB, 16-bit safetensors, fingerprint `{own["identity"].removeprefix("q2d2:")}` |
+| weights | {size / 1e6:.1f} MB, 16-bit safetensors, fingerprint `{fingerprint}`{coded} |
 | training | {cost.steps} steps, {cost.minutes / 60:.1f} hours |{average_row(cost)}{agreement_row(cost)}
 
 ## Measured quality
