@@ -86,6 +86,14 @@ OutDir = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite existing files.")]
 Device = Annotated[str, typer.Option("--device", help="auto (CUDA when present), cpu, cuda, cuda:N or mps.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Model name, folder or Hugging Face Hub id.", show_default=DEFAULT_MODEL),
+]
+Bitrate = Annotated[
+    int | None,
+    typer.Option("--bitrate", "-b", help="kbit/s: picks the model instead, see q2d2 models.", show_default=False),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no last line.")]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="At most this many files of each folder, evenly spaced.")

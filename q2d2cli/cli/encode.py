@@ -9,9 +9,11 @@ import typer
 
 from q2d2cli.checkpoints import DEFAULT_MODEL
 from q2d2cli.cli.common import (
+    Bitrate,
     Device,
     Force,
     Json,
+    Model,
     OutDir,
     Output,
     Paths,
@@ -40,14 +42,8 @@ def encode(
     output: Output = None,
     out_dir: OutDir = None,
     force: Force = False,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="Model name, folder or Hugging Face Hub id.", show_default=DEFAULT_MODEL),
-    ] = None,
-    bitrate: Annotated[
-        int | None,
-        typer.Option("--bitrate", "-b", help="kbit/s: picks the model instead, see q2d2 models.", show_default=False),
-    ] = None,
+    model: Model = None,
+    bitrate: Bitrate = None,
     device: Device = "auto",
     robust: Annotated[
         bool, typer.Option("--robust", help="Payload that survives flipped bits and lost blocks; costs some bits.")

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from q2d2cli import DEFAULT_MODEL
-from q2d2cli.cli.common import Device, Json, Quiet, count_bar, named
+from q2d2cli.cli.common import Bitrate, Device, Json, Model, Quiet, count_bar, named
 from q2d2cli.cli.encode import choose
 from q2d2cli.errors import UsageError, report
 
@@ -36,14 +35,8 @@ def tokenize(
         Path | None,
         typer.Option("--out", "-o", help="Folder of the shards.", show_default=False, parser=named, metavar="PATH"),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="Model name, folder or Hugging Face Hub id.", show_default=DEFAULT_MODEL),
-    ] = None,
-    bitrate: Annotated[
-        int | None,
-        typer.Option("--bitrate", "-b", help="kbit/s: picks the model instead, see q2d2 models.", show_default=False),
-    ] = None,
+    model: Model = None,
+    bitrate: Bitrate = None,
     ids: Annotated[
         str, typer.Option("--ids", help="pair: an id for each pair of a frame; frame: one id for each frame.")
     ] = "pair",

@@ -277,6 +277,20 @@ class TrainConfig(Strict):
         return self
 
 
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        UsageError: if it cannot be read or is no YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
 def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read and check a YAML file.
 
@@ -288,12 +302,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         UsageError: if the file cannot be read or anything in it is unknown or impossible.
     """
     refuse_device(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise UsageError(f"{path} is not a configuration: expected keys and values")
     for override in overrides:

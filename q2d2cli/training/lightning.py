@@ -10,14 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import AliasChoices, Field, PositiveInt, ValidationError
 
 from q2d2cli import checkpoints
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output, check_input
 from q2d2cli.models.config import ModelConfig, SeanetEncoderConfig, Strict
-from q2d2cli.training.config import DataConfig, TrainConfig, first_problem, to_yaml
+from q2d2cli.training.config import DataConfig, TrainConfig, first_problem, read_yaml, to_yaml
 from q2d2cli.training.export import RECIPE_NAME
 
 if TYPE_CHECKING:
@@ -141,12 +140,7 @@ def read_parts(path: Path) -> dict[str, Any]:
         UsageError: if it cannot be read, or describes something else.
     """
     check_input(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    data = read_yaml(path)
     try:
         model = data["model"]["init_args"] if "model" in data else data
         found = {}
