@@ -155,7 +155,7 @@ def encode_file(
         if verify:
             check_written(file, target, digest.digest(), samples)
     counts = (samples, writer.frames, writer.bytes_written, writer.payload_bytes)
-    summary = summarize(source, target, writer.header, *counts, time.monotonic() - started)
+    summary = make_summary(source, target, writer.header, *counts, time.monotonic() - started)
     return replace(summary, stopped_by=stop.signal, warnings=tuple(audio.warnings))
 
 
@@ -268,7 +268,7 @@ def decode_file(
         except FormatError as error:
             raise FormatError(f"{name} {error}{'' if conceal else what_is_left(source)}") from error
     counts = (position - begin, reader.frames, reader.bytes_read, reader.payload_bytes)
-    summary = summarize(source, target, header, *counts, time.monotonic() - started)
+    summary = make_summary(source, target, header, *counts, time.monotonic() - started)
     whole, payload = reader.rates()
     return replace(
         summary,
@@ -338,7 +338,7 @@ def is_live(source: Path, header: Header) -> bool:
     return regular_file(source, 0) is None and header.frames_per_block < PASS_SECONDS * header.frame_rate + 1
 
 
-def summarize(
+def make_summary(
     source: Path, target: Path, header: Header, samples: int, frames: int, q2d_bytes: int, payload: int, seconds: float
 ) -> Summary:
     """Rates and real-time factor from counts; they are 0 for a file without samples."""

@@ -32,7 +32,7 @@ def coded_model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = context.gather(codec, clip, 0.2, 0, lambda what, done, total: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(context, "BATCH", 8)
-        tensors = context.train(tokens, codec.quantizer, 25, 0, lambda what, done, total: None)
+        tensors = context.train_network(tokens, codec.quantizer, 25, 0, lambda what, done, total: None)
     library.save(folder / checkpoints.CONTEXT_NAME, "recurrent", tensors, codec.fingerprint)
     return folder
 

@@ -297,7 +297,7 @@ def test_training_finds_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "BATCH", 16)
     tokens = walk(41, 150)
     blocks = [tokens[40:]]
-    network = RecurrentModel(context.train(tokens[:40], SPEC, 40, 0, lambda what, done, total: None))
+    network = RecurrentModel(context.train_network(tokens[:40], SPEC, 40, 0, lambda what, done, total: None))
     # Each index is one of three: 3.2 bits a frame, of 9.1.
     assert 8 * len(BlockCoder(network).encode(blocks)[0]) / 150 < 6
     tables = TableModel(context.count_tables(tokens[:40], SPEC, 0))

@@ -210,16 +210,16 @@ def test_golden_files_of_version_1(name: str) -> None:
     reader, indices = read(data)
     assert indices.tolist() == vector["indices"]
     header = Header(
-        QuantizerSpec(vector["kind"], tuple(vector["levels"])),
-        vector["hop"],
-        vector["sample_rate"],
-        vector["model"],
-        bytes.fromhex(vector["fingerprint"]),
-        vector["original_rate"],
-        vector["channels"],
-        vector["num_samples"],
-        vector["frames_per_block"],
-        (1, 0),
+        quantizer=QuantizerSpec(vector["kind"], tuple(vector["levels"])),
+        hop=vector["hop"],
+        sample_rate=vector["sample_rate"],
+        model=vector["model"],
+        fingerprint=bytes.fromhex(vector["fingerprint"]),
+        original_rate=vector["original_rate"],
+        channels=vector["channels"],
+        num_samples=vector["num_samples"],
+        frames_per_block=vector["frames_per_block"],
+        version=(1, 0),
     )
     assert reader.header == header
     # What wrote them then, and the decoder written from the specification, say the same.
@@ -250,7 +250,18 @@ def test_files_of_lattices_are_as_specified(kind: str, levels: tuple[int, ...], 
     spec = QuantizerSpec(kind, levels)
     rng = np.random.default_rng(0)
     indices = np.stack([rng.integers(0, size, (2, 50)) for size in spec.sizes], axis=-1)
-    header = Header(spec, 100, 24_000, "m", bytes(8), 24_000, 2, 5_000, 20, payload=payload)
+    header = Header(
+        quantizer=spec,
+        hop=100,
+        sample_rate=24_000,
+        model="m",
+        fingerprint=bytes(8),
+        original_rate=24_000,
+        channels=2,
+        num_samples=5_000,
+        frames_per_block=20,
+        payload=payload,
+    )
     file = io.BytesIO()
     writer = Writer(file, header)
     writer.write(indices)

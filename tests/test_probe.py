@@ -19,7 +19,7 @@ from q2d2cli import Codec
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation import manifests
 from q2d2cli.evaluation.manifests import Item
-from q2d2cli.evaluation.probe import check, classify, embed, probe, split
+from q2d2cli.evaluation.probe import check, classify, embed, probe_codes, split
 from q2d2cli.evaluation.statistics import half_width
 
 SCRIPTS = ROOT / "examples" / "probe"
@@ -60,7 +60,7 @@ def voices(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_other_voices_are_told_apart_and_shuffled_labels_are_not(speech: Codec, voices: Path) -> None:
     items = manifests.class_folders(voices)
     done: list[int] = []
-    result = probe(speech, items, folds=5, seed=0, progress=done.append)
+    result = probe_codes(speech, items, folds=5, seed=0, progress=done.append)
     assert done == list(range(1, 21))
     assert result["files"] == 20
     assert result["chance"] == 0.5
@@ -69,13 +69,13 @@ def test_other_voices_are_told_apart_and_shuffled_labels_are_not(speech: Codec, 
     assert {label: entry["files"] for label, entry in result["classes"].items()} == {"high": 10, "plain": 10}
     recognized = np.mean([entry["recognized"] for entry in result["classes"].values()])
     assert recognized == pytest.approx(result["accuracy"]["mean"])
-    assert probe(speech, items, folds=5, seed=0) == result
+    assert probe_codes(speech, items, folds=5, seed=0) == result
 
     means = []
     for seed in range(8):
         labels = np.random.default_rng(seed).permutation([item.label for item in items])
         mixed = [replace(item, label=str(label)) for item, label in zip(items, labels, strict=True)]
-        means.append(probe(speech, mixed, folds=5, seed=seed)["accuracy"]["mean"])
+        means.append(probe_codes(speech, mixed, folds=5, seed=seed)["accuracy"]["mean"])
     assert 0.3 < np.mean(means) < 0.7
 
 
@@ -141,13 +141,13 @@ def test_files_that_cannot_be_read(tiny_codec: Codec, voices: Path, tmp_path: Pa
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"RIFF....")
     items = manifests.class_folders(voices)
-    result = probe(tiny_codec, [Item(bad, "high"), *items, Item(tmp_path / "none.wav", "plain")], folds=2)
+    result = probe_codes(tiny_codec, [Item(bad, "high"), *items, Item(tmp_path / "none.wav", "plain")], folds=2)
     assert result["files"] == 20
     assert ["bad.wav" in result["skipped"][0], "none.wav" in result["skipped"][1]] == [True, True]
     with pytest.raises(Q2D2Error, match=r"none of the 4 files could be read: .*bad\.wav"):
-        probe(tiny_codec, [Item(bad, label) for label in "aabb"], folds=2)
+        probe_codes(tiny_codec, [Item(bad, label) for label in "aabb"], folds=2)
     with pytest.raises(Q2D2Error, match=r"class 'high' has fewer files \(1\).*bad\.wav"):
-        probe(tiny_codec, [Item(bad, "high"), *items[9:]], folds=2)
+        probe_codes(tiny_codec, [Item(bad, "high"), *items[9:]], folds=2)
 
 
 # Data sets, with the names their files have.

@@ -76,7 +76,18 @@ def draw_indices(spec: QuantizerSpec, shape: tuple[int, ...], seed: int) -> np.n
 def make_tokens(
     spec: QuantizerSpec = SHIPPED, frames: int = 95, channels: int = 2, payload: Payload = "packed", block: int = 10
 ) -> Tokens:
-    header = Header(spec, 48, 24_000, "m", bytes(8), 24_000, channels, 48 * frames - 5, block, payload=payload)
+    header = Header(
+        quantizer=spec,
+        hop=48,
+        sample_rate=24_000,
+        model="m",
+        fingerprint=bytes(8),
+        original_rate=24_000,
+        channels=channels,
+        num_samples=48 * frames - 5,
+        frames_per_block=block,
+        payload=payload,
+    )
     return Tokens(torch.from_numpy(draw_indices(spec, (channels, frames), 0)), header)
 
 

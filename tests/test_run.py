@@ -27,7 +27,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from q2d2cli.errors import UsageError
 from q2d2cli.models.model import CodecModel
 from q2d2cli.training.config import read_config
-from q2d2cli.training.loop import make_accelerator, train
+from q2d2cli.training.loop import make_accelerator, train_model
 from q2d2cli.training.state import States
 from q2d2cli.training.trainer import Trainer
 from q2d2cli.training.watch import Watch
@@ -170,10 +170,10 @@ def test_nan_in_a_file_that_is_read_by_seeking(run: Run, config: Path, tmp_path:
 def test_the_end_is_best_only_if_it_is_or_discriminators_have_run(config: Path, tmp_path: Path, start: float) -> None:
     out = tmp_path / "run"
     changes = (PLAIN[-1], "validate_every=4", "steps=8", f"discriminator.start={start}", "discriminator.band.weight=1")
-    train(read_config(config, changes), out, device="cpu", quiet=True)
+    train_model(read_config(config, changes), out, device="cpu", quiet=True)
     # Learning rates that no run survives, so that its end cannot be best.
     rates = ("optim.lr=3", "optim.muon_lr=3", "steps=16")
-    train(read_config(config, (*changes, *rates)), out, device="cpu", resume=True, quiet=True)
+    train_model(read_config(config, (*changes, *rates)), out, device="cpu", resume=True, quiet=True)
     validations = [entry for entry in log(out) if "valid" in entry]
     assert [entry["step"] for entry in validations] == [4, 8, 12, 16]
     assert validations[-1]["valid"] > 1.2 * validations[1]["valid"], "configured learning rates count after a resume"
@@ -209,7 +209,7 @@ def test_a_run_is_cooled_down_and_goes_on_from_before(run: Run, config: Path, tm
     common = (PLAIN[-1], "discriminator.start=0", "optim.schedule=constant", "validate_every=5", "log_every=4")
 
     def go_on(folder: Path, steps: int, **options: Any) -> None:
-        train(read_config(config, (*common, f"steps={steps}")), folder, device="cpu", quiet=True, **options)
+        train_model(read_config(config, (*common, f"steps={steps}")), folder, device="cpu", quiet=True, **options)
 
     def state(folder: Path) -> dict[str, Any]:
         return torch.load(folder / "state.pt", weights_only=True)
@@ -242,7 +242,7 @@ def test_a_run_is_cooled_down_and_goes_on_from_before(run: Run, config: Path, tm
     assert all(torch.equal(tensor, state(whole)["model"][name]) for name, tensor in state(out)["model"].items())
 
     with pytest.raises(UsageError, match=r"optim\.schedule"):
-        train(read_config(config), out, resume=True, cooldown=8)
+        train_model(read_config(config), out, resume=True, cooldown=8)
 
 
 @pytest.mark.slow
@@ -381,7 +381,9 @@ class Interrupt:
 def interrupted(path: Path, out: Path, interrupt: Interrupt, resume: bool = False) -> None:
     handle = register_module_forward_hook(interrupt)
     try:
-        train(read_config(path, [*PLAIN, "steps=12", "save_every=100"]), out, device="cpu", resume=resume, quiet=True)
+        train_model(
+            read_config(path, [*PLAIN, "steps=12", "save_every=100"]), out, device="cpu", resume=resume, quiet=True
+        )
     finally:
         handle.remove()
 

@@ -89,7 +89,17 @@ def test_parts_of_tokens(tiny_codec: Codec, tmp_path: Path) -> None:
 def hours(count: int, known: bool = True, version: int = 2, extra: bool = False, block: int = 128) -> tuple[bytes, int]:
     """A file of so many frames whose first pair counts them."""
     spec = QuantizerSpec("fsq", (4000, 5, 5))
-    header = Header(spec, 480, 24_000, "m", bytes(8), 24_000, 1, 480 * count, block)
+    header = Header(
+        quantizer=spec,
+        hop=480,
+        sample_rate=24_000,
+        model="m",
+        fingerprint=bytes(8),
+        original_rate=24_000,
+        channels=1,
+        num_samples=480 * count,
+        frames_per_block=block,
+    )
     indices = np.zeros((1, count, 3), np.int64)
     indices[0, :, 0] = np.arange(count) % 4000
     if version == 1:
@@ -97,7 +107,17 @@ def hours(count: int, known: bool = True, version: int = 2, extra: bool = False,
     file = io.BytesIO()
     if not known:
         file.seekable = lambda: False  # type: ignore[method-assign]
-        header = Header(spec, 480, 24_000, "m", bytes(8), 24_000, 1, None, block)
+        header = Header(
+            quantizer=spec,
+            hop=480,
+            sample_rate=24_000,
+            model="m",
+            fingerprint=bytes(8),
+            original_rate=24_000,
+            channels=1,
+            num_samples=None,
+            frames_per_block=block,
+        )
     writer = Writer(file, header)
     for first in range(0, count, 50 * block):
         if extra:

@@ -127,7 +127,7 @@ NAMES_SHOWN = 3
 
 
 @dataclass
-class Plan:
+class Conversion:
     """What is to be done.
 
     Attributes:
@@ -167,7 +167,7 @@ def destination(paths: list[Path], output: str | None, out_dir: Path | None) -> 
 
 def plan(
     paths: list[Path], out_dir: Path | None, suffix: str, sources: Iterable[str], check_name: Callable[[Path], None]
-) -> Plan:
+) -> Conversion:
     """Input and output of every file to convert; an input is never an output, whatever the names are.
 
     Of the files of folders, those that would have the same output as another are skipped, and those of other kinds.
@@ -191,7 +191,7 @@ def plan(
             if paths[0] != PIPE:
                 check_input(paths[0])
             check_name(paths[1])
-            return Plan([(paths[0], paths[1])])
+            return Conversion([(paths[0], paths[1])])
         (path,) = paths
         if descriptor(path, 0) is not None:
             raise UsageError("reading standard input needs an output: name a file, or - for standard output")
@@ -199,8 +199,8 @@ def plan(
         if path.suffix.lower() == suffix:
             other = "decode" if suffix == ".q2d" else "encode"
             raise UsageError(f"{path} is named like an output: use q2d2 {other}, or name the output too")
-        return Plan([(path, path.with_suffix(suffix))])
-    found, kind = Plan([]), "audio" if suffix == ".q2d" else "a .q2d file"
+        return Conversion([(path, path.with_suffix(suffix))])
+    found, kind = Conversion([]), "audio" if suffix == ".q2d" else "a .q2d file"
     outputs: dict[Path, Path] = {}
 
     def add(source: Path, output: Path) -> None:
@@ -226,7 +226,7 @@ def plan(
     return found
 
 
-def files_of(folder: Path, sources: Iterable[str], found: Plan, kind: str) -> list[Path]:
+def files_of(folder: Path, sources: Iterable[str], found: Conversion, kind: str) -> list[Path]:
     """Files of a folder with one of the suffixes `sources`; the others are noted as skipped.
 
     Raises:
@@ -283,7 +283,7 @@ def check_jobs(jobs: list[Job], out_dir: Path | None, force: bool) -> None:
 
 
 def convert_all(
-    planned: Plan,
+    planned: Conversion,
     out_dir: Path | None,
     force: bool,
     quiet: bool,
@@ -342,7 +342,7 @@ def convert_all(
                 report(f"{source} is damaged: {result.mended_bytes} bytes mended by its parity (see q2d2 repair)")
             if result.faults:
                 concealed = f", {result.lost_seconds:.2f} s concealed" if result.lost_seconds else ""
-                report(f"{source} {damage(result.faults)}; decoded what is there{concealed}")
+                report(f"{source} {damage_line(result.faults)}; decoded what is there{concealed}")
             if as_json:
                 text = json.dumps(asdict(result))
                 print(text, file=sys.stderr if descriptor(target, 1) == 1 else sys.stdout, flush=True)
@@ -435,7 +435,7 @@ def count_bar(description: str, total: int, quiet: bool) -> Iterator[Callable[[i
         yield lambda done: bar.update(task, completed=done)
 
 
-def damage(faults: Sequence[Fault]) -> str:
+def damage_line(faults: Sequence[Fault]) -> str:
     """What a file has suffered, in words."""
     more = f" and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
     return f"is damaged: {', '.join(map(str, faults[:MOST_FAULTS]))}{more}"

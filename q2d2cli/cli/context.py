@@ -66,7 +66,7 @@ def context(
     from q2d2cli.training.context import make
 
     codec = Codec.from_pretrained(model, device)
-    make(codec, data, target, kind, minutes, steps, seed, reporter(quiet))
+    make(codec, data, target, kind=kind, minutes=minutes, steps=steps, seed=seed, report=reporter(quiet))
     if not quiet:
         print(f"{target}: {target.stat().st_size} bytes", file=sys.stderr)
     return 0

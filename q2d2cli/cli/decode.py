@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from q2d2cli.cli.common import (
+    Conversion,
     Device,
     Force,
     Json,
     OutDir,
     Output,
     Paths,
-    Plan,
     Quiet,
     Raw,
     SampleFormat,
     check_jobs,
     convert_all,
-    damage,
+    damage_line,
     destination,
     files_of,
     holds_q2d,
@@ -125,16 +125,16 @@ def decode(
         kind = "f32le" if test else form
         summary = decode_file(codec_for, source, target, progress, kind, begin, length, conceal, gain=gain, rate=rate)
         if test and summary.faults:
-            raise Q2D2Error(f"{source} {damage(summary.faults)}")
+            raise Q2D2Error(f"{source} {damage_line(summary.faults)}")
         return summary
 
     line = test_line if test else None
     return convert_all(planned, out_dir, force, quiet, as_json, convert, files_at_once(), line)
 
 
-def to_test(paths: list[Path]) -> Plan:
+def to_test(paths: list[Path]) -> Conversion:
     """Every path is an input, and what is decoded goes nowhere."""
-    nowhere, found = Path(os.devnull), Plan([])
+    nowhere, found = Path(os.devnull), Conversion([])
     for path in paths:
         files = files_of(path, {".q2d"}, found, "a .q2d file") if os.path.isdir(path) else [path]
         found.jobs += [(file, nowhere) for file in files]

@@ -37,11 +37,11 @@ def detokenize(
 
     q2d2 detokenize DIR --out WAVS
     """
-    from q2d2cli.corpus.detokenize import detokenize as run
+    from q2d2cli.corpus.detokenize import decode_corpus
     from q2d2cli.corpus.folder import TokenFolder
 
     with count_bar("clips", int(TokenFolder(folder).total("clips")), quiet) as progress:
-        decoded, problems = run(folder, out, model, device, progress)
+        decoded, problems = decode_corpus(folder, out, model, device, progress)
     for problem in problems:
         report(problem)
     if as_json:

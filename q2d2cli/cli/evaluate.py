@@ -87,7 +87,7 @@ def evaluate(
     from q2d2cli.evaluation.clips import choose_clips
     from q2d2cli.evaluation.codecs import over_channel
     from q2d2cli.evaluation.compare import compare
-    from q2d2cli.evaluation.scoring import Plan
+    from q2d2cli.evaluation.scoring import ScoringPlan
 
     specs = list(dict.fromkeys(codec or []))
     if not specs and degraded is None:
@@ -98,7 +98,7 @@ def evaluate(
         if value is not None:
             os.environ[variable] = str(value)  # for the other processes, too
     result = compare(
-        Plan(tuple(specs), degraded, tuple(name for name in names if name not in SPEED), device),
+        ScoringPlan(tuple(specs), degraded, tuple(name for name in names if name not in SPEED), device),
         choose_clips(source, limit, texts),
         voice(quiet),
         speed=[name for name in names if name in SPEED],

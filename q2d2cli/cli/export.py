@@ -88,7 +88,7 @@ def export(
     from q2d2cli.evaluation.clips import choose_clips
     from q2d2cli.evaluation.compare import compare
     from q2d2cli.evaluation.metrics import METRICS, check_names
-    from q2d2cli.evaluation.scoring import Plan
+    from q2d2cli.evaluation.scoring import ScoringPlan
     from q2d2cli.training.export import add_card, export_run
 
     names = tuple(metrics.split(","))
@@ -98,7 +98,7 @@ def export(
         run, folder, with_discriminators=with_discriminators, average_with=average_with or [], share=share, name=name
     )
     specs = [f"q2d2:{folder}", *PEERS]
-    measured = compare(Plan(tuple(specs), None, names, device), clips, voice(quiet), out=scores)
+    measured = compare(ScoringPlan(tuple(specs), None, names, device), clips, voice(quiet), out=scores)
     codecs = " ".join(f"-c {spec}" for spec in specs)
     command = f"q2d2 eval --metrics {metrics} {codecs} {test}" + (f" --limit {limit}" if limit else "")
     add_card(folder, cost=cost, measured=measured, command=command, notes=text)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, BinaryIO, cast
 
 import typer
 
-from q2d2cli.cli.common import Json, damage
+from q2d2cli.cli.common import Json, damage_line
 from q2d2cli.errors import Q2D2Error, report
 
 
@@ -21,7 +21,7 @@ def info(
     code = 0
     for number, path in enumerate(paths):
         try:
-            facts = describe(path)
+            facts = facts_of(path)
         except Q2D2Error as error:
             if len(paths) == 1:
                 raise
@@ -29,7 +29,7 @@ def info(
             code = max(code, error.exit_code)
             continue
         if facts["faults"]:
-            report(f"{path} {damage(facts['faults'])}")
+            report(f"{path} {damage_line(facts['faults'])}")
             code = max(code, Q2D2Error.exit_code)
         if as_json:
             print(json.dumps(facts | {"faults": [asdict(fault) for fault in facts["faults"]]}))
@@ -40,7 +40,7 @@ def info(
     return code
 
 
-def describe(path: Path) -> dict[str, Any]:
+def facts_of(path: Path) -> dict[str, Any]:
     """Everything there is to know about a file without its model.
 
     Raises:

@@ -37,13 +37,13 @@ def build(
     from q2d2cli.evaluation.clips import choose_clips
     from q2d2cli.evaluation.compare import open_all
     from q2d2cli.evaluation.listening import MOST_CLIPS, build_listening_test, make_trial
-    from q2d2cli.evaluation.scoring import Plan
+    from q2d2cli.evaluation.scoring import ScoringPlan
 
     clips = choose_clips(source, limit)
     if len(clips) > MOST_CLIPS:
         raise UsageError(f"{len(clips)} clips are too many for listeners: take at most {MOST_CLIPS} with --limit")
     specs = tuple(dict.fromkeys(codec or [f"q2d2:{DEFAULT_MODEL}"]))
-    usable, subjects = open_all(Plan(specs, None, (), device), voice(quiet))
+    usable, subjects = open_all(ScoringPlan(specs, None, (), device), voice(quiet))
     trials = []
     with count_bar("decoding", len(clips), quiet) as progress:
         for done, clip in enumerate(clips, 1):

@@ -44,13 +44,12 @@ def probe(
     check_packages("probe", "sklearn")
     items = find_items(folder, manifest)
     from q2d2cli.codec import Codec
-    from q2d2cli.evaluation.probe import check
-    from q2d2cli.evaluation.probe import probe as run
+    from q2d2cli.evaluation.probe import check, probe_codes
 
     check(items, folds)
     codec = Codec.from_pretrained(model, device)
     with count_bar("encoding", len(items), quiet) as progress:
-        result = run(codec, items, folds, seed, progress)
+        result = probe_codes(codec, items, folds, seed, progress)
     for reason in result["skipped"]:
         report(f"skipped: {reason}")
     if as_json:

@@ -17,7 +17,7 @@ from q2d2cli.errors import UsageError, report
 
 if TYPE_CHECKING:
     from q2d2cli.corpus.folder import TokenFolder
-    from q2d2cli.corpus.sources import Plan
+    from q2d2cli.corpus.sources import CorpusPlan
 
 SHOWN = 20
 """Rejected clips that are printed; the manifest has all."""
@@ -83,7 +83,7 @@ def tokenize(
         folder = run_job(settings, out, bar.add, bar.begin)
     finally:
         bar.end()
-    return summarize(folder, bar, quiet, as_json)
+    return print_totals(folder, bar, quiet, as_json)
 
 
 class Bar:
@@ -105,7 +105,7 @@ class Bar:
         self._task = self._bar.add_task("clips", total=None, speed="")
         self.begun, self.seconds = time.monotonic(), 0.0
 
-    def begin(self, plan: Plan, folder: TokenFolder) -> None:
+    def begin(self, plan: CorpusPlan, folder: TokenFolder) -> None:
         """Show what there is to do, and what is done already."""
         done = sum(record.clips + len(record.rejected) for record in folder.records.values())
         self._bar.start()
@@ -128,7 +128,7 @@ class Bar:
         self._bar.stop()
 
 
-def summarize(folder: TokenFolder, bar: Bar, quiet: bool, as_json: bool) -> int:
+def print_totals(folder: TokenFolder, bar: Bar, quiet: bool, as_json: bool) -> int:
     """Say what there is now; returns the exit code."""
     rejected = [clip for number in sorted(folder.records) for clip in folder.records[number].rejected]
     for clip in rejected[:SHOWN]:

@@ -65,13 +65,13 @@ def train(
     if cooldown is not None and not resume:
         raise UsageError("--cooldown cools down a run that is there: give --resume and its folder")
     try:
-        from q2d2cli.training.loop import train as run
+        from q2d2cli.training.loop import train_model
     except ImportError as error:
         raise UsageError('training needs more packages: pip install "q2d2[train]"') from error
     from q2d2cli.evaluation.metrics import check_metrics
 
     check_metrics(settings.validate_metrics)
-    best = run(settings, out, device=device, init=init, resume=resume, cooldown=cooldown, quiet=quiet)
+    best = train_model(settings, out, device=device, init=init, resume=resume, cooldown=cooldown, quiet=quiet)
     if not quiet:
         print(f"best checkpoint: {best} (use it with --model {best})", file=sys.stderr)
     return 0

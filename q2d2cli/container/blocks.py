@@ -41,7 +41,7 @@ OTHER_FORMATS = {
 Kind = Literal["data", "end", "skipped"]
 
 
-class Head(NamedTuple):
+class BlockHead(NamedTuple):
     """What stands before a block's payload."""
 
     code: int
@@ -91,7 +91,7 @@ class Unsound:
     """The block with the wrong checksum, if all else about it is right."""
 
 
-class Framing(Protocol):
+class BlockVersion(Protocol):
     """How one version of the format writes blocks."""
 
     starts: re.Pattern[bytes]
@@ -99,16 +99,16 @@ class Framing(Protocol):
     least: int
     """Bytes of the shortest block."""
 
-    def head(self, data: bytearray, at: int) -> Head | None:
+    def head(self, data: bytearray, at: int) -> BlockHead | None:
         """The head at offset `at`; None if none can begin so."""
 
-    def possible(self, head: Head) -> bool:
+    def possible(self, head: BlockHead) -> bool:
         """Whether a block of this file can have this head."""
 
-    def sound(self, data: bytearray, at: int, head: Head) -> bool:
+    def sound(self, data: bytearray, at: int, head: BlockHead) -> bool:
         """Whether the block's checksum matches."""
 
-    def block(self, data: bytes, head: Head, offset: int, whole: bool) -> RawBlock | None:
+    def block(self, data: bytes, head: BlockHead, offset: int, whole: bool) -> RawBlock | None:
         """The block that these bytes are; None if no writer writes such a block.
 
         Raises:
@@ -116,7 +116,7 @@ class Framing(Protocol):
         """
 
 
-def read_head(data: bytearray, at: int) -> Head | None:
+def read_head(data: bytearray, at: int) -> BlockHead | None:
     """The head of a block of version 2 at offset `at`; None if none can begin so."""
     try:
         number, begin = from_varint(data, at + 1)
@@ -125,10 +125,10 @@ def read_head(data: bytearray, at: int) -> Head | None:
         return None
     if length > MAX_PAYLOAD or number >= 2**32:
         return None
-    return Head(data[at], number, begin - at, length, begin - at + length + CRC.size)
+    return BlockHead(data[at], number, begin - at, length, begin - at + length + CRC.size)
 
 
-class Framing2:
+class BlockVersion2:
     """Blocks of version 2."""
 
     starts = re.compile(b"[" + bytes(range(DATA, DATA + 4)) + bytes([END, PARITY]) + b"]|" + re.escape(MAGIC))
@@ -138,12 +138,12 @@ class Framing2:
         self._header = header
         self._full = plain_bytes(header, header.frames_per_block)
 
-    def head(self, data: bytearray, at: int) -> Head | None:
-        """See `Framing`."""
+    def head(self, data: bytearray, at: int) -> BlockHead | None:
+        """See `BlockVersion`."""
         return read_head(data, at)
 
-    def possible(self, head: Head) -> bool:
-        """See `Framing`."""
+    def possible(self, head: BlockHead) -> bool:
+        """See `BlockVersion`."""
         if head.code == END:
             return head.length <= 10
         if head.code == PARITY:
@@ -154,14 +154,14 @@ class Framing2:
             return head.length <= self._full + 3
         return head.length == self._full
 
-    def sound(self, data: bytearray, at: int, head: Head) -> bool:
-        """See `Framing`."""
+    def sound(self, data: bytearray, at: int, head: BlockHead) -> bool:
+        """See `BlockVersion`."""
         with memoryview(data) as view:
             end = at + head.size - CRC.size
             return zlib.crc32(view[at:end]) == CRC.unpack_from(view, end)[0]
 
-    def block(self, data: bytes, head: Head, offset: int, whole: bool) -> RawBlock | None:
-        """See `Framing`."""
+    def block(self, data: bytes, head: BlockHead, offset: int, whole: bool) -> RawBlock | None:
+        """See `BlockVersion`."""
         payload = data[head.begin : head.begin + head.length]
         begin = offset + head.begin
         place = (head.code, head.number, offset)
@@ -186,7 +186,7 @@ class Framing2:
         return RawBlock("data", *place, begin + skip, offset + head.size, payload, frames, plain, whole=whole)
 
 
-class Framing1:
+class BlockVersion1:
     """Blocks of version 1."""
 
     starts = re.compile(b"[" + bytes([version1.DATA, version1.END]) + b"]|" + re.escape(MAGIC))
@@ -196,27 +196,27 @@ class Framing1:
         self._header = header
         self._full = version1.FRAMES.size + plain_bytes(header, header.frames_per_block)
 
-    def head(self, data: bytearray, at: int) -> Head | None:
-        """See `Framing`."""
+    def head(self, data: bytearray, at: int) -> BlockHead | None:
+        """See `BlockVersion`."""
         if len(data) < at + version1.BLOCK.size:
             return None
         first, number, _ = version1.BLOCK.unpack_from(data, at)
-        return Head(first & 0xFF, number, version1.BLOCK.size, first >> 8, version1.BLOCK.size + (first >> 8))
+        return BlockHead(first & 0xFF, number, version1.BLOCK.size, first >> 8, version1.BLOCK.size + (first >> 8))
 
-    def possible(self, head: Head) -> bool:
-        """See `Framing`."""
+    def possible(self, head: BlockHead) -> bool:
+        """See `BlockVersion`."""
         if head.code == version1.END:
             return version1.SAMPLES.size <= head.length < 256
         return head.code != version1.DATA or head.length <= self._full
 
-    def sound(self, data: bytearray, at: int, head: Head) -> bool:
-        """See `Framing`."""
+    def sound(self, data: bytearray, at: int, head: BlockHead) -> bool:
+        """See `BlockVersion`."""
         with memoryview(data) as view:
             crc = zlib.crc32(view[at + head.begin : at + head.size], zlib.crc32(view[at : at + 8]))
         return crc == version1.BLOCK.unpack_from(data, at)[2]
 
-    def block(self, data: bytes, head: Head, offset: int, whole: bool) -> RawBlock | None:
-        """See `Framing`."""
+    def block(self, data: bytes, head: BlockHead, offset: int, whole: bool) -> RawBlock | None:
+        """See `BlockVersion`."""
         payload, begin = data[head.begin :], offset + head.begin
         place = (head.code, head.number, offset)
         if head.code >= SKIPPABLE:
@@ -251,7 +251,7 @@ class Scanner:
 
     def __init__(self, file: BinaryIO, header: Header, offset: int) -> None:
         self._file = file
-        self._framing: Framing = Framing1(header) if header.version[0] == 1 else Framing2(header)
+        self._version: BlockVersion = BlockVersion1(header) if header.version[0] == 1 else BlockVersion2(header)
         self._data, self._at, self._base = bytearray(), 0, offset
 
     @property
@@ -270,20 +270,20 @@ class Scanner:
             self._base, self._at = self._base + self._at, 0
         if not self._need(1):
             return Unsound(self.offset, "end")
-        enough = self._need(self._framing.least)
-        head = self._framing.head(self._data, self._at)
+        enough = self._need(self._version.least)
+        head = self._version.head(self._data, self._at)
         while enough and head is None and len(self._data) - self._at < LONGEST_HEAD:
             enough = self._need(len(self._data) - self._at + 1)
-            head = self._framing.head(self._data, self._at)
+            head = self._version.head(self._data, self._at)
         if not enough:
             return Unsound(self.offset, "truncated")
-        if head is None or not self._framing.possible(head):
+        if head is None or not self._version.possible(head):
             return Unsound(self.offset, "length")
         if not self._need(head.size):
             return Unsound(self.offset, "truncated")
-        whole = self._framing.sound(self._data, self._at, head)
+        whole = self._version.sound(self._data, self._at, head)
         data = bytes(self._data[self._at : self._at + head.size])
-        block = self._framing.block(data, head, self.offset, whole)
+        block = self._version.block(data, head, self.offset, whole)
         if block is None or not whole:
             return Unsound(self.offset, "length" if whole else "checksum", block)
         self._at += head.size
@@ -304,7 +304,7 @@ class Scanner:
         self._at -= here
         while True:
             self._at += 1
-            found = self._framing.starts.search(self._data, self._at)
+            found = self._version.starts.search(self._data, self._at)
             # A magic may be cut in two by the end of what has been read.
             self._at = found.start() if found else max(self._at, len(self._data) - len(MAGIC))
             if not found:
@@ -316,13 +316,13 @@ class Scanner:
             if self.other_file():
                 return True
             self._need(LONGEST_HEAD)
-            head = self._framing.head(self._data, self._at)
-            if head is None or not self._framing.possible(head) or not self._need(head.size):
+            head = self._version.head(self._data, self._at)
+            if head is None or not self._version.possible(head) or not self._need(head.size):
                 continue
             checked += head.size
             if checked > CHECKED_AT_LEAST + CHECKED_PER_BYTE * (self.offset - begin):
                 raise FormatError(f"is damaged beyond reading, from byte {begin} on")
-            if self._framing.sound(self._data, self._at, head):
+            if self._version.sound(self._data, self._at, head):
                 return True
             if self._at > 2**20:
                 del self._data[: self._at]

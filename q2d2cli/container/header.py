@@ -46,7 +46,7 @@ class FormatError(Q2D2Error):
     """The bytes are not a valid .q2d file; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Header:
     """Everything the header of a .q2d file says.
 
@@ -251,19 +251,19 @@ def parse_body(body: bytes, version: tuple[int, int]) -> Header:
         mark, name = piece(FINGERPRINT_BYTES), piece(number()).decode()
         context = piece(FINGERPRINT_BYTES) if PAYLOADS[mode] == "coded" else b""
         return Header(
-            QuantizerSpec(KINDS[kind], tuple(levels)),
-            hop,
-            rates[0],
-            name,
-            mark,
-            rates[1],
-            channels,
-            samples - 1 if samples else None,
-            frames,
-            version,
-            PAYLOADS[mode],
-            context,
-            parity,
+            quantizer=QuantizerSpec(KINDS[kind], tuple(levels)),
+            hop=hop,
+            sample_rate=rates[0],
+            model=name,
+            fingerprint=mark,
+            original_rate=rates[1],
+            channels=channels,
+            num_samples=samples - 1 if samples else None,
+            frames_per_block=frames,
+            version=version,
+            payload=PAYLOADS[mode],
+            context=context,
+            parity=parity,
         )
     except ValueError as error:
         raise FormatError(f"has an impossible header: {error}") from error

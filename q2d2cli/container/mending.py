@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, cast
 
-from q2d2cli.container.blocks import DATA, END, PARITY, PLAIN, SHORT, Head, read_head
+from q2d2cli.container.blocks import DATA, END, PARITY, PLAIN, SHORT, BlockHead, read_head
 from q2d2cli.container.header import CRC, MAGIC, PREFIX, VERSION
 from q2d2cli.container.parity import MAX_WINDOW, PIECE_BYTES, Facts, blocks_of, consistent, correct, parity_of, parse
 from q2d2cli.container.varint import VarintError, from_varint, to_varint
@@ -21,7 +21,7 @@ CHECKS = 4
 """Codewords that must agree on where damage lies before all are corrected."""
 
 
-class Piece(NamedTuple):
+class BlockInWindow(NamedTuple):
     """Sound bytes of a window."""
 
     code: int
@@ -33,14 +33,14 @@ class Piece(NamedTuple):
 
 
 @dataclass
-class Window:
+class ParityWindow:
     """What arrived of a window and its parity."""
 
     number: int
     first: int = 0
     """Number of its first data block."""
     data: bytearray = field(default_factory=bytearray)
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[BlockInWindow] = field(default_factory=list)
     facts: Facts | None = None
     parity: dict[int, bytes] = field(default_factory=dict)
     """Parity bytes by their offset."""
@@ -82,13 +82,13 @@ class Mender:
 
     def stream(self) -> Iterator[bytes]:
         """The file's bytes in pieces; if it has no parity, only the first ones (then `file` has the rest)."""
-        window, sent = Window(0), 0
+        window, sent = ParityWindow(0), 0
         if not self.announced():
             yield bytes(self._data)
             return
         header = self._header()
         if header:
-            window.pieces.append(Piece(-1, 0, 0, header))
+            window.pieces.append(BlockInWindow(-1, 0, 0, header))
             self._move(window, header)
         else:
             window.damaged = True
@@ -110,19 +110,19 @@ class Mender:
                 found = parse(bytes(self._data[self._at + begin : self._at + size - CRC.size]))
                 if found is not None:
                     yield from self._parity(window, number, found, sent)
-                    window, sent = Window(window.number + 1, self._expected), 0
+                    window, sent = ParityWindow(window.number + 1, self._expected), 0
                     continue
             if code & ~(PLAIN | SHORT) == DATA:
                 # Blocks may be gone without a trace but for their numbers.
                 window.damaged |= number != self._expected
                 self._expected = number + 1
-            window.pieces.append(Piece(code, number, len(window.data), len(window.data) + size))
+            window.pieces.append(BlockInWindow(code, number, len(window.data), len(window.data) + size))
             self._move(window, size)
         yield bytes(window.data[sent:]) + bytes(self._data[self._at :])
         self._data.clear()
         self._at = 0
 
-    def _parity(self, window: Window, number: int, first: tuple[Facts, int, bytes], sent: int) -> Iterator[bytes]:
+    def _parity(self, window: ParityWindow, number: int, first: tuple[Facts, int, bytes], sent: int) -> Iterator[bytes]:
         """Read a window's parity blocks from the first sound one on, and give the rest of the window and them."""
         facts, position, _ = first
         window.facts = facts
@@ -192,7 +192,7 @@ class Mender:
             return 0
         return end + CRC.size if zlib.crc32(self._data[:end]) == CRC.unpack_from(self._data, end)[0] else 0
 
-    def _sound(self) -> Head | None:
+    def _sound(self) -> BlockHead | None:
         """The head of the block that begins here, if that is sound."""
         self._need(12)
         head = read_head(self._data, self._at)
@@ -221,7 +221,7 @@ class Mender:
         finally:
             self._at = start
 
-    def _move(self, window: Window, size: int) -> None:
+    def _move(self, window: ParityWindow, size: int) -> None:
         """Take so many bytes into the window."""
         window.data += self._data[self._at : self._at + size]
         self._at += size
@@ -244,7 +244,7 @@ class Mender:
         return True
 
 
-def mend(window: Window) -> bytes | None:
+def mend(window: ParityWindow) -> bytes | None:
     """The bytes of a window as they were written, None if that cannot be known."""
     facts = window.facts
     assert facts is not None
@@ -308,14 +308,14 @@ def copy(target: bytearray, source: bytearray, begin: int, end: int, shift: int)
         target[low:high] = source[low + shift : high + shift]
 
 
-def place(window: Window) -> list[tuple[int, Piece]]:
+def place(window: ParityWindow) -> list[tuple[int, BlockInWindow]]:
     """Where in the window its sound pieces belong, in order."""
     facts = window.facts
     assert facts is not None
     arrived, total = len(window.data), window.total
     if arrived == total:
         return [(piece.begin, piece) for piece in window.pieces if piece.end <= facts.length]
-    result: list[tuple[int, Piece]] = []
+    result: list[tuple[int, BlockInWindow]] = []
     at, expected = 0, window.first
     for piece in window.pieces:
         is_data = piece.code & ~(PLAIN | SHORT) == DATA
@@ -342,7 +342,7 @@ def place(window: Window) -> list[tuple[int, Piece]]:
     return sorted(fits, key=lambda pair: pair[0])
 
 
-def matches(data: bytes, window: Window) -> bytearray:
+def matches(data: bytes, window: ParityWindow) -> bytearray:
     """For each byte of a mended window 1 if it arrived so, in a sound block, else 0."""
     known = bytearray(len(data))
     for at, piece in place(window):

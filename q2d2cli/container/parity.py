@@ -68,7 +68,7 @@ def facts_for(length: int, share: float, end: bytes = b"") -> Facts:
     return Facts(length, depth, min(SYMBOLS - 1, math.ceil(share * length / depth) + SPARE), end)
 
 
-def describe(facts: Facts, at: int) -> bytes:
+def describe_window(facts: Facts, at: int) -> bytes:
     """The facts as they begin the payload of a parity block; `at` is the offset of its bytes in the parity."""
     numbers = (facts.length, facts.depth, facts.symbols, len(facts.end))
     return b"".join(map(to_varint, numbers)) + facts.end + to_varint(at)
@@ -96,7 +96,7 @@ def parse(payload: bytes) -> tuple[Facts, int, bytes] | None:
 def blocks_of(facts: Facts, number: int, parity: bytes) -> list[bytes]:
     """The parity blocks of window `number`."""
     return [
-        to_block(PARITY, number, describe(facts, at) + parity[at : at + PIECE_BYTES])
+        to_block(PARITY, number, describe_window(facts, at) + parity[at : at + PIECE_BYTES])
         for at in range(0, len(parity), PIECE_BYTES)
     ]
 

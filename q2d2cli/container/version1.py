@@ -48,17 +48,17 @@ def read_rest(file: BinaryIO, prefix: bytes) -> tuple[Header, int]:
         raise FormatError(f"uses {what}, which this q2d2 does not know: upgrade q2d2")
     try:
         header = Header(
-            QuantizerSpec(KINDS[kind], struct.unpack_from(f"<{dim}H", variable)),
-            hop,
-            rate,
-            variable[2 * dim : 2 * dim + name_length].decode(),
-            mark,
-            original,
-            channels,
-            None if samples == UNKNOWN else samples,
-            frames,
-            (prefix[PREFIX.size - 2], prefix[PREFIX.size - 1]),
-            PAYLOADS[mode],
+            quantizer=QuantizerSpec(KINDS[kind], struct.unpack_from(f"<{dim}H", variable)),
+            hop=hop,
+            sample_rate=rate,
+            model=variable[2 * dim : 2 * dim + name_length].decode(),
+            fingerprint=mark,
+            original_rate=original,
+            channels=channels,
+            num_samples=None if samples == UNKNOWN else samples,
+            frames_per_block=frames,
+            version=(prefix[PREFIX.size - 2], prefix[PREFIX.size - 1]),
+            payload=PAYLOADS[mode],
         )
     except ValueError as error:
         raise FormatError(f"has an impossible header: {error}") from error

@@ -11,14 +11,14 @@ import torch
 from q2d2cli.audio import WavWriter
 from q2d2cli.codec import Codec
 from q2d2cli.corpus.folder import TokenFolder, shard_name
-from q2d2cli.corpus.formats import Row
+from q2d2cli.corpus.formats import TokenRow
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output, make_folder
 
 BATCH_SECONDS = 120.0
 
 
-def detokenize(
+def decode_corpus(
     path: Path, out: Path, model: str | None, device: str, progress: Callable[[int], None]
 ) -> tuple[int, list[str]]:
     """Decode every clip of an output of `q2d2 tokenize` that is not there yet.
@@ -47,7 +47,7 @@ def detokenize(
     make_folder(out)
     problems: list[str] = []
     decoded = 0
-    batch: list[tuple[Row, np.ndarray]] = []
+    batch: list[tuple[TokenRow, np.ndarray]] = []
     for row in rows(folder, problems):
         if (out / f"{row.id}.wav").exists():
             continue
@@ -68,7 +68,7 @@ def detokenize(
     return decoded + len(batch), problems
 
 
-def rows(folder: TokenFolder, problems: list[str]) -> Iterator[Row]:
+def rows(folder: TokenFolder, problems: list[str]) -> Iterator[TokenRow]:
     """All clips; a shard that cannot be read becomes a problem."""
     for record in sorted(folder.records.values(), key=lambda record: record.unit):
         if record.files:
@@ -78,19 +78,19 @@ def rows(folder: TokenFolder, problems: list[str]) -> Iterator[Row]:
                 problems.append(str(error))
 
 
-def check_length(codec: Codec, row: Row, frames: int) -> None:
+def check_length(codec: Codec, row: TokenRow, frames: int) -> None:
     """Raise ValueError unless the frames of a clip hold its duration."""
     seconds = frames / codec.frame_rate
     if not 0 < row.duration <= seconds + 1e-9:
         raise ValueError(f"{frames} frames hold {seconds:.3f} s, but its duration is {row.duration:.3f} s")
 
 
-def span(batch: list[tuple[Row, np.ndarray]]) -> float:
+def span(batch: list[tuple[TokenRow, np.ndarray]]) -> float:
     """Seconds of a batch, padding included."""
     return len(batch) * max(row.duration for row, _ in batch)
 
 
-def decode_batch(codec: Codec, out: Path, batch: list[tuple[Row, np.ndarray]], problems: list[str]) -> None:
+def decode_batch(codec: Codec, out: Path, batch: list[tuple[TokenRow, np.ndarray]], problems: list[str]) -> None:
     """Decode clips of one sample rate and write them."""
     rate, frames = batch[0][0].sample_rate, [len(indices) for _, indices in batch]
     padded = torch.zeros(len(batch), max(frames), codec.quantizer.num_indices, dtype=torch.int64)

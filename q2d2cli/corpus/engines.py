@@ -17,8 +17,8 @@ import torch
 from q2d2cli.codec import Codec
 from q2d2cli.corpus.folder import Job, Record, TokenFolder, begin, locked
 from q2d2cli.corpus.formats import open_format
-from q2d2cli.corpus.sources import CorpusSpec, Plan, Unit, make_plan
-from q2d2cli.corpus.tokenize import Progress, describe, encode_unit
+from q2d2cli.corpus.sources import CorpusPlan, CorpusSpec, Unit, make_plan
+from q2d2cli.corpus.tokenize import Progress, describe_output, encode_unit
 from q2d2cli.corpus.vocabulary import Vocabulary
 from q2d2cli.errors import Q2D2Error, UsageError
 
@@ -49,7 +49,7 @@ class Settings:
 
 
 def run_job(
-    settings: Settings, path: Path, progress: Progress, planned: Callable[[Plan, TokenFolder], None]
+    settings: Settings, path: Path, progress: Progress, planned: Callable[[CorpusPlan, TokenFolder], None]
 ) -> TokenFolder:
     """Make an output, or what is missing of it.
 
@@ -70,7 +70,7 @@ def run_job(
     plan = make_plan(settings.corpus)
     codec = Codec.from_pretrained(settings.model, settings.device)
     vocabulary = Vocabulary(codec.quantizer, settings.ids)
-    description, count = describe(codec, vocabulary), len(plan.units)
+    description, count = describe_output(codec, vocabulary), len(plan.units)
     job = Job(
         settings.model, codec.fingerprint.hex(), settings.corpus, plan.digest(), count, settings.format, description
     )

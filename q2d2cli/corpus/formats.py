@@ -27,7 +27,7 @@ DATA = "data"
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """A clip as it stands in an output.
 
     Attributes:
@@ -85,18 +85,18 @@ class Format(ABC):
         self.dtype = np.dtype(description["dtype"])
 
     @abstractmethod
-    def write(self, shard: str, rows: Sequence[Row]) -> list[str]:
+    def write(self, shard: str, rows: Sequence[TokenRow]) -> list[str]:
         """Write a shard, each file whole or not at all; returns the paths of its files in the output."""
 
     @abstractmethod
-    def read(self, shard: str) -> Iterator[Row]:
+    def read(self, shard: str) -> Iterator[TokenRow]:
         """The rows of a shard.
 
         Raises:
             Q2D2Error: if it cannot be read.
         """
 
-    def _sidecar(self, shard: str, rows: Sequence[Row], more: Sequence[dict[str, Any]] | None = None) -> str:
+    def _sidecar(self, shard: str, rows: Sequence[TokenRow], more: Sequence[dict[str, Any]] | None = None) -> str:
         """Write what is known of each row as JSON lines."""
         name = f"{DATA}/{shard}.jsonl"
         with atomic_output(self.folder / name) as file:
@@ -127,7 +127,7 @@ class ParquetFormat(Format):
             raise UsageError('Parquet needs more packages: pip install "q2d2[corpus]"') from error
         self._arrow, self._parquet = pyarrow, pyarrow.parquet
 
-    def write(self, shard: str, rows: Sequence[Row]) -> list[str]:
+    def write(self, shard: str, rows: Sequence[TokenRow]) -> list[str]:
         """As `Format.write`."""
         arrow, text = self._arrow, self._arrow.string()
         columns = [
@@ -149,7 +149,7 @@ class ParquetFormat(Format):
             self._parquet.write_table(table, file, compression="zstd")
         return [name]
 
-    def read(self, shard: str) -> Iterator[Row]:
+    def read(self, shard: str) -> Iterator[TokenRow]:
         """As `Format.read`."""
         path = self.folder / DATA / f"{shard}.parquet"
         try:
@@ -159,7 +159,7 @@ class ParquetFormat(Format):
         except (OSError, ValueError, KeyError) as error:
             raise Q2D2Error(f"cannot read {path}: {error}") from error
         for fields, values in zip(others, codes, strict=True):
-            yield Row(codes=values.values.to_numpy(zero_copy_only=False), **fields)
+            yield TokenRow(codes=values.values.to_numpy(zero_copy_only=False), **fields)
 
 
 class WebdatasetFormat(Format):
@@ -167,7 +167,7 @@ class WebdatasetFormat(Format):
 
     name = "webdataset"
 
-    def write(self, shard: str, rows: Sequence[Row]) -> list[str]:
+    def write(self, shard: str, rows: Sequence[TokenRow]) -> list[str]:
         """As `Format.write`."""
         name = f"{DATA}/{shard}.tar"
         with (
@@ -182,7 +182,7 @@ class WebdatasetFormat(Format):
                     tar.addfile(member, io.BytesIO(data))
         return [name]
 
-    def read(self, shard: str) -> Iterator[Row]:
+    def read(self, shard: str) -> Iterator[TokenRow]:
         """As `Format.read`."""
         path = self.folder / DATA / f"{shard}.tar"
         try:
@@ -197,7 +197,7 @@ class WebdatasetFormat(Format):
                         fields = json.loads(file.read())
                         fields.pop("vocabulary", None)
                         assert codes is not None
-                        yield Row(codes=codes, **fields)
+                        yield TokenRow(codes=codes, **fields)
         except (OSError, ValueError, tarfile.TarError, AssertionError, EOFError) as error:
             raise Q2D2Error(f"cannot read {path}: {error}") from error
 
@@ -214,7 +214,7 @@ class MegatronFormat(Format):
     MAGIC = b"MMIDIDX\x00\x00"
     HEADER = struct.Struct("<9sQBQQ")
 
-    def write(self, shard: str, rows: Sequence[Row]) -> list[str]:
+    def write(self, shard: str, rows: Sequence[TokenRow]) -> list[str]:
         """As `Format.write`."""
         binary, index = f"{DATA}/{shard}.bin", f"{DATA}/{shard}.idx"
         lengths = np.array([len(row.codes) for row in rows], np.int64)
@@ -229,7 +229,7 @@ class MegatronFormat(Format):
             file.write(np.arange(count + 1, dtype="<i8").tobytes())
         return [binary, index, self._sidecar(shard, rows)]
 
-    def read(self, shard: str) -> Iterator[Row]:
+    def read(self, shard: str) -> Iterator[TokenRow]:
         """As `Format.read`."""
         base = self.folder / DATA / shard
         try:
@@ -247,7 +247,7 @@ class MegatronFormat(Format):
         if len(fields) != count:
             raise Q2D2Error(f"{base}.jsonl has {len(fields)} lines, but {base}.idx has {count} clips")
         for row, start, length in zip(fields, starts, lengths, strict=True):
-            yield Row(codes=ids[start : start + length], **row)
+            yield TokenRow(codes=ids[start : start + length], **row)
 
 
 class NpyFormat(Format):
@@ -255,7 +255,7 @@ class NpyFormat(Format):
 
     name = "npy"
 
-    def write(self, shard: str, rows: Sequence[Row]) -> list[str]:
+    def write(self, shard: str, rows: Sequence[TokenRow]) -> list[str]:
         """As `Format.write`; the list comes last and holds size and SHA-256 of every file."""
         hashes = []
         for row in rows:
@@ -267,7 +267,7 @@ class NpyFormat(Format):
             hashes.append({"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
         return [self._sidecar(shard, rows, hashes)]
 
-    def read(self, shard: str) -> Iterator[Row]:
+    def read(self, shard: str) -> Iterator[TokenRow]:
         """As `Format.read`; checks size and SHA-256 of each file."""
         for fields in self._read_sidecar(shard):
             path = self.folder / DATA / f"{fields['id']}.npy"
@@ -275,7 +275,7 @@ class NpyFormat(Format):
             if digest(path) != expected:
                 raise Q2D2Error(f"{path} is damaged: its size or SHA-256 is not the one in {shard}.jsonl")
             try:
-                yield Row(codes=np.load(path, allow_pickle=False), **fields)
+                yield TokenRow(codes=np.load(path, allow_pickle=False), **fields)
             except ValueError as error:
                 raise Q2D2Error(f"cannot read {path}: {error}") from error
 

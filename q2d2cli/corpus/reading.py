@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from q2d2cli.audio import AudioReader
-from q2d2cli.corpus.sources import Clip, StoreError, read_place
+from q2d2cli.corpus.sources import CorpusClip, StoreError, read_place
 from q2d2cli.errors import Q2D2Error
 
 LONG_SECONDS = 120.0
@@ -36,14 +36,14 @@ class Loaded:
         reason: why it could not be read.
     """
 
-    clip: Clip
+    clip: CorpusClip
     samples: np.ndarray | None = None
     rate: int = 0
     reason: str | None = None
 
 
 @contextlib.contextmanager
-def on_disk(clip: Clip) -> Iterator[Path]:
+def on_disk(clip: CorpusClip) -> Iterator[Path]:
     """A file with the clip's audio, encoded as it was.
 
     Raises:
@@ -66,7 +66,7 @@ def on_disk(clip: Clip) -> Iterator[Path]:
             raise type(error)(str(error).replace(file.name, clip.source)) from error
 
 
-def blocks(clip: Clip, reader: AudioReader) -> Iterator[np.ndarray]:
+def blocks(clip: CorpusClip, reader: AudioReader) -> Iterator[np.ndarray]:
     """`(samples,)` float32 blocks of what belongs to the clip, channels averaged."""
     begin = round((clip.start or 0.0) * reader.sample_rate)
     end = None if clip.seconds is None else begin + round(clip.seconds * reader.sample_rate)
@@ -87,7 +87,7 @@ def blocks(clip: Clip, reader: AudioReader) -> Iterator[np.ndarray]:
         )
 
 
-def load(clip: Clip) -> Loaded:
+def load(clip: CorpusClip) -> Loaded:
     """Read a clip; what is wrong with it becomes a reason.
 
     Raises:
@@ -105,7 +105,7 @@ def load(clip: Clip) -> Loaded:
         return Loaded(clip, reason=str(error))
 
 
-def load_ahead(clips: Iterator[Clip]) -> Iterator[Loaded]:
+def load_ahead(clips: Iterator[CorpusClip]) -> Iterator[Loaded]:
     """Clips in their order, some of them read ahead by other threads."""
     with ThreadPoolExecutor(READERS, "q2d2-read") as pool:
         waiting: deque[Future[Loaded]] = deque()

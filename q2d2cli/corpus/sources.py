@@ -34,7 +34,7 @@ class StoreError(Q2D2Error):
 
 
 @dataclass(frozen=True)
-class Clip:
+class CorpusClip:
     """One piece of audio and what is known of it.
 
     Attributes:
@@ -70,9 +70,9 @@ class Clip:
 class ListUnit:
     """Clips that are files of their own."""
 
-    listed: tuple[Clip, ...]
+    listed: tuple[CorpusClip, ...]
 
-    def clips(self) -> Iterator[Clip]:
+    def clips(self) -> Iterator[CorpusClip]:
         """The clips."""
         yield from self.listed
 
@@ -90,7 +90,7 @@ class TarUnit:
     known: dict[str, Entry] = field(default_factory=dict)
     """By member name and id, from manifests."""
 
-    def clips(self) -> Iterator[Clip]:
+    def clips(self) -> Iterator[CorpusClip]:
         """The clips, each with its data; a problem of the archive comes as a clip with a problem."""
         seen = set[str]()
         try:
@@ -109,7 +109,9 @@ class TarUnit:
                     read = tar.extractfile(member)
                     assert read is not None
                     if suffix.lower() in group:
-                        yield Clip(f"{self.prefix}/{key}", f"{self.place}:{member.name}", problem="is there twice")
+                        yield CorpusClip(
+                            f"{self.prefix}/{key}", f"{self.place}:{member.name}", problem="is there twice"
+                        )
                         continue
                     group[suffix.lower()] = (member.name, read.read())
                 yield from self._clip(current, group, seen)
@@ -119,9 +121,9 @@ class TarUnit:
             reason = f"the archive is cut off or damaged ({error}): get it again; what was before that is there"
             if isinstance(error, FileNotFoundError):
                 reason = "there is no such file"
-            yield Clip(self.prefix, self.place, problem=reason)
+            yield CorpusClip(self.prefix, self.place, problem=reason)
 
-    def _clip(self, key: str | None, group: dict[str, tuple[str, bytes]], seen: set[str]) -> Iterator[Clip]:
+    def _clip(self, key: str | None, group: dict[str, tuple[str, bytes]], seen: set[str]) -> Iterator[CorpusClip]:
         if key is None:
             return
         audio = [suffix for suffix in group if "." + suffix.rpartition(".")[2] in AUDIO_SUFFIXES]
@@ -129,11 +131,11 @@ class TarUnit:
             name, data = group[suffix]
             own = f"{self.prefix}/{key}" + (f".{suffix}" if len(audio) > 1 else "")
             if own in seen:
-                yield Clip(own, f"{self.place}:{name}", problem="is there twice")
+                yield CorpusClip(own, f"{self.place}:{name}", problem="is there twice")
                 continue
             seen.add(own)
             entry = self.known.get(name) or self.known.get(key) or self._member_entry(group)
-            clip = Clip(own, f"{self.place}:{name}", data=data)
+            clip = CorpusClip(own, f"{self.place}:{name}", data=data)
             yield replace(clip, text=entry.text, speaker=entry.speaker, language=entry.language)
 
     def _member_entry(self, group: dict[str, tuple[str, bytes]]) -> Entry:
@@ -168,7 +170,7 @@ class HubUnit:
     start: int
     stop: int
 
-    def clips(self) -> Iterator[Clip]:
+    def clips(self) -> Iterator[CorpusClip]:
         """The clips, each with its data."""
         rows, column = open_hub(self.name, self.split, self.streaming)
         part = rows.shard(self.stop, self.start) if self.streaming else rows.select(range(self.start, self.stop))
@@ -176,7 +178,7 @@ class HubUnit:
             at = f"{self.start:05}-{number:06}" if self.streaming else f"{self.start + number:08}"
             audio = row[column] or {}
             path, data = audio.get("path"), audio.get("bytes")
-            clip = Clip(f"{self.split}-{at}", f"{self.name}[{self.split}]:{at}", data=data)
+            clip = CorpusClip(f"{self.split}-{at}", f"{self.name}[{self.split}]:{at}", data=data)
             if data is None:
                 clip = replace(clip, place=path, problem=None if path else "the row has no audio")
 
@@ -213,7 +215,7 @@ class CorpusSpec:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CorpusPlan:
     """The units of a corpus."""
 
     units: tuple[Unit, ...]
@@ -230,7 +232,7 @@ class Plan:
         return hashlib.sha256("\n\n".join(unit.describe() for unit in self.units).encode()).hexdigest()
 
 
-def make_plan(spec: CorpusSpec) -> Plan:
+def make_plan(spec: CorpusSpec) -> CorpusPlan:
     """Find the clips of a corpus and divide them into units, always in the same order.
 
     Raises:
@@ -238,7 +240,7 @@ def make_plan(spec: CorpusSpec) -> Plan:
         StoreError: if a store cannot be reached.
     """
     known = {key: entry for place in spec.manifests for key, entry in known_entries(place)}
-    listed: list[Clip] = []
+    listed: list[CorpusClip] = []
     tars: list[tuple[str, str]] = []
     units: list[Unit] = []
     for given in spec.inputs:
@@ -255,14 +257,14 @@ def make_plan(spec: CorpusSpec) -> Plan:
                 if name.lower().endswith(TAR_SUFFIXES):
                     tars.append((place, tar_stem(name)))
                 else:
-                    listed.append(with_entry(Clip(name, place, place), known.get(name)))
+                    listed.append(with_entry(CorpusClip(name, place, place), known.get(name)))
             if not found:
                 raise UsageError(f"no audio found in {given}")
         else:
             check_exists(given)
             if PurePosixPath(given).suffix.lower() in AUDIO_SUFFIXES:
                 name = PurePosixPath(given).name
-                listed.append(with_entry(Clip(name, given, given), known.get(name)))
+                listed.append(with_entry(CorpusClip(name, given, given), known.get(name)))
             else:
                 listed += manifest_clips(given, known)
     stems = Counter(stem for _, stem in tars)
@@ -275,10 +277,10 @@ def make_plan(spec: CorpusSpec) -> Plan:
     units += [ListUnit(tuple(named[start : start + size])) for start in range(0, len(named), size)]
     if not units:
         raise UsageError(f"no audio found in {', '.join(spec.inputs)}")
-    return Plan(tuple(units))
+    return CorpusPlan(tuple(units))
 
 
-def with_entry(clip: Clip, entry: Entry | None) -> Clip:
+def with_entry(clip: CorpusClip, entry: Entry | None) -> CorpusClip:
     """The clip with what a manifest says of it."""
     if entry is None:
         return clip
@@ -307,13 +309,13 @@ def known_entries(place: str) -> Iterator[tuple[str, Entry]]:
         yield str(PurePosixPath(entry.path).with_suffix("")), replace(entry, start=None, seconds=None)
 
 
-def manifest_clips(place: str, known: dict[str, Entry]) -> list[Clip]:
+def manifest_clips(place: str, known: dict[str, Entry]) -> list[CorpusClip]:
     """The clips that a list or manifest names; paths are relative to it, unless they exist as they are."""
     if "://" not in place and not place.lower().endswith(MANIFEST_SUFFIXES):
         paths = read_list(Path(place))
         names = [os.path.relpath(path, Path(place).parent) for path in paths]
         return [
-            with_entry(Clip(name, str(path), str(path)), known.get(name))
+            with_entry(CorpusClip(name, str(path), str(path)), known.get(name))
             for name, path in zip(names, paths, strict=True)
         ]
     entries = list(read_manifest(read_place(place), place))
@@ -324,13 +326,13 @@ def manifest_clips(place: str, known: dict[str, Entry]) -> list[Clip]:
     for entry in entries:
         path = entry.path
         if entry.problem:
-            clips.append(Clip(path, path, problem=entry.problem))
+            clips.append(CorpusClip(path, path, problem=entry.problem))
             continue
         if "://" not in path and not path.startswith("/"):
             beside = f"{base}/{path}" if base else path
             here = "://" not in place and not Path(beside).exists() and Path(path).exists()
             path = path if here else beside
-        clip = with_entry(Clip(entry.path, path, path), entry)
+        clip = with_entry(CorpusClip(entry.path, path, path), entry)
         if entry.start is not None:
             clip = replace(clip, id=entry.id or f"{entry.path}-{round(1000 * entry.start):09}")
         if (more := known.get(entry.path)) is not None:
@@ -344,7 +346,7 @@ def manifest_clips(place: str, known: dict[str, Entry]) -> list[Clip]:
     return clips
 
 
-def unique_ids(clips: Sequence[Clip]) -> list[Clip]:
+def unique_ids(clips: Sequence[CorpusClip]) -> list[CorpusClip]:
     """Clips with ids that are relative paths without suffix where that tells them apart; doubled ones get a problem."""
     seen = set[tuple[str, float | None, float | None]]()
     checked = []
@@ -371,7 +373,7 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def short_id(clip: Clip) -> str:
+def short_id(clip: CorpusClip) -> str:
     """A clip's id without the suffix of an audio file, as a relative path that leads nowhere else."""
     path = PurePosixPath(clip.id)
     path = path.with_suffix("") if path.suffix.lower() in AUDIO_SUFFIXES else path

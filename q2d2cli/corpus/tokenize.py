@@ -14,9 +14,9 @@ import torch
 from q2d2cli.audio import AudioReader
 from q2d2cli.codec import Codec
 from q2d2cli.corpus.folder import Job, Record, record_files, shard_name
-from q2d2cli.corpus.formats import Row, open_format
+from q2d2cli.corpus.formats import TokenRow, open_format
 from q2d2cli.corpus.reading import Loaded, blocks, load_ahead, on_disk
-from q2d2cli.corpus.sources import Clip, StoreError, Unit
+from q2d2cli.corpus.sources import CorpusClip, StoreError, Unit
 from q2d2cli.corpus.vocabulary import Vocabulary
 from q2d2cli.errors import Q2D2Error
 
@@ -29,7 +29,7 @@ Progress = Callable[[int, float], None]
 """Called with the clips and the seconds that were done since the last call."""
 
 
-def describe(codec: Codec, vocabulary: Vocabulary) -> dict[str, Any]:
+def describe_output(codec: Codec, vocabulary: Vocabulary) -> dict[str, Any]:
     """What an output says of its ids and the codec that they are from."""
     return {
         **vocabulary.describe(),
@@ -56,10 +56,10 @@ class Encoder:
     codec: Codec
     vocabulary: Vocabulary
     progress: Progress
-    rows: dict[int, Row] = field(default_factory=dict)
+    rows: dict[int, TokenRow] = field(default_factory=dict)
     rejected: dict[int, dict[str, str]] = field(default_factory=dict)
 
-    def run(self, clips: Sequence[Clip] | Any) -> None:
+    def run(self, clips: Sequence[CorpusClip] | Any) -> None:
         """Encode all clips of an iterable.
 
         Raises:
@@ -80,7 +80,7 @@ class Encoder:
                 group, seconds = [], 0.0
         self._encode_group(group)
 
-    def _reject(self, number: int, clip: Clip, reason: str) -> None:
+    def _reject(self, number: int, clip: CorpusClip, reason: str) -> None:
         self.rejected[number] = {"source": clip.source, "reason": reason}
         self.progress(1, 0.0)
 
@@ -108,7 +108,7 @@ class Encoder:
             self._add(number, loaded.clip, found[:count].cpu().numpy(), samples, rate)
         self.progress(len(batch), sum(lengths) / rate)
 
-    def _encode_long(self, number: int, clip: Clip) -> None:
+    def _encode_long(self, number: int, clip: CorpusClip) -> None:
         try:
             indices, samples, rate = encode_long(self.codec, clip)
         except StoreError:
@@ -119,12 +119,12 @@ class Encoder:
         self._add(number, clip, indices, samples, rate)
         self.progress(1, samples / rate)
 
-    def _add(self, number: int, clip: Clip, indices: np.ndarray, samples: int, rate: int) -> None:
+    def _add(self, number: int, clip: CorpusClip, indices: np.ndarray, samples: int, rate: int) -> None:
         codes, known = self.vocabulary.to_ids(indices), (clip.speaker, clip.language, clip.text)
-        self.rows[number] = Row(clip.id, codes, len(indices), samples / rate, rate, *known, clip.source)
+        self.rows[number] = TokenRow(clip.id, codes, len(indices), samples / rate, rate, *known, clip.source)
 
 
-def encode_long(codec: Codec, clip: Clip) -> tuple[np.ndarray, int, int]:
+def encode_long(codec: Codec, clip: CorpusClip) -> tuple[np.ndarray, int, int]:
     """Encode a clip as it is read, in bounded memory.
 
     Returns:

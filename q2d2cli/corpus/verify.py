@@ -14,7 +14,7 @@ from q2d2cli.codec import Codec
 from q2d2cli.corpus.folder import Record, TokenFolder, shard_name
 from q2d2cli.corpus.formats import DATA, digest
 from q2d2cli.corpus.reading import load
-from q2d2cli.corpus.sources import Clip, make_plan
+from q2d2cli.corpus.sources import CorpusClip, make_plan
 from q2d2cli.corpus.tokenize import encode_long
 from q2d2cli.corpus.vocabulary import Vocabulary
 from q2d2cli.errors import Q2D2Error, UsageError
@@ -156,7 +156,7 @@ def encode_again(folder: TokenFolder, share: float, device: str, ids: dict[str, 
                     )
 
 
-def encode_alone(codec: Codec, vocabulary: Vocabulary, clip: Clip) -> np.ndarray | str:
+def encode_alone(codec: Codec, vocabulary: Vocabulary, clip: CorpusClip) -> np.ndarray | str:
     """Ids of one clip, or why it cannot be read."""
     loaded = load(clip)
     if loaded.reason is not None:

@@ -16,7 +16,7 @@ from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.clips import Clip
 from q2d2cli.evaluation.codecs import open_subject
 from q2d2cli.evaluation.metrics import SPEED, why_not
-from q2d2cli.evaluation.scoring import Plan, Row, default_jobs, score_all
+from q2d2cli.evaluation.scoring import ScoreRow, ScoringPlan, default_jobs, score_all
 from q2d2cli.evaluation.speed import SECONDS, measure_speed
 from q2d2cli.evaluation.subjects import FolderSubject, Subject
 from q2d2cli.evaluation.summary import sum_up, to_csv
@@ -47,7 +47,7 @@ class Voice:
 
 
 def compare(
-    plan: Plan,
+    plan: ScoringPlan,
     clips: Sequence[Clip],
     voice: Voice,
     *,
@@ -114,7 +114,7 @@ def possible(metrics: Sequence[str], voice: Voice) -> list[str]:
     return good
 
 
-def open_all(plan: Plan, voice: Voice) -> tuple[Plan, list[Subject]]:
+def open_all(plan: ScoringPlan, voice: Voice) -> tuple[ScoringPlan, list[Subject]]:
     """The codecs that can run here, and a plan with only these; the others are told.
 
     Raises:
@@ -140,7 +140,9 @@ def open_all(plan: Plan, voice: Voice) -> tuple[Plan, list[Subject]]:
     return replace(plan, specs=tuple(subjects)), [*subjects.values(), *others]
 
 
-def add_speed(result: dict[str, Any], plan: Plan, clips: Sequence[Clip], speed: Sequence[str], voice: Voice) -> int:
+def add_speed(
+    result: dict[str, Any], plan: ScoringPlan, clips: Sequence[Clip], speed: Sequence[str], voice: Voice
+) -> int:
     """Time the codecs one after another and put the numbers into the result; returns how many failed."""
     rate, parts, total = 24_000, [], 0
     for clip in clips:
@@ -169,7 +171,7 @@ def add_speed(result: dict[str, Any], plan: Plan, clips: Sequence[Clip], speed: 
 def write_all(
     out: Path,
     result: dict[str, Any],
-    rows: Sequence[Row],
+    rows: Sequence[ScoreRow],
     subjects: Sequence[Subject],
     clips: Sequence[Clip],
     voice: Voice,

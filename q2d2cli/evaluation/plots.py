@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from q2d2cli.evaluation.metrics import METRICS
-from q2d2cli.evaluation.scoring import Row
+from q2d2cli.evaluation.scoring import ScoreRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -160,7 +160,7 @@ def validation_curve(log: Sequence[dict[str, Any]]) -> Figure | None:
     return figure
 
 
-def distributions(result: dict[str, Any], rows: Sequence[Row]) -> Figure | None:
+def distributions(result: dict[str, Any], rows: Sequence[ScoreRow]) -> Figure | None:
     """Distribution of each metric over clips, a box per codec; None if nothing was scored."""
     metrics = [m for m in result["metrics"] if any(row["scores"].get(m) is not None for row in rows)]
     if not metrics:

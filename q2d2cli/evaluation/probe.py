@@ -59,7 +59,7 @@ def embed(codec: Codec, item: Item) -> np.ndarray:
     return (total / frames).float().numpy()
 
 
-def probe(
+def probe_codes(
     codec: Codec,
     items: Sequence[Item],
     folds: int = 5,

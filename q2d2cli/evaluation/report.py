@@ -17,7 +17,7 @@ from q2d2cli.evaluation.clips import Clip
 from q2d2cli.evaluation.codecs import ChannelSubject, Q2D2Subject
 from q2d2cli.evaluation.metrics import METRICS
 from q2d2cli.evaluation.plots import channel_quality, distributions, rate_quality, spectrogram, to_svg, used_band
-from q2d2cli.evaluation.scoring import Row, codes_of
+from q2d2cli.evaluation.scoring import ScoreRow, codes_of
 from q2d2cli.evaluation.subjects import Original, Subject
 from q2d2cli.evaluation.tables import codebook_table, score_table, to_html
 
@@ -87,7 +87,7 @@ for (const example of document.querySelectorAll(".example")) {
 
 
 def write_report(
-    result: dict[str, Any], rows: Sequence[Row], subjects: Sequence[Subject], clips: Sequence[Clip]
+    result: dict[str, Any], rows: Sequence[ScoreRow], subjects: Sequence[Subject], clips: Sequence[Clip]
 ) -> str:
     """The report.
 
@@ -146,7 +146,7 @@ def codebooks(result: dict[str, Any]) -> str:
     return "".join(["<h2>Use of the codebook</h2>", *tables]) if tables else ""
 
 
-def pick_examples(metric: str, codec: str, rows: Sequence[Row]) -> list[tuple[str, str]]:
+def pick_examples(metric: str, codec: str, rows: Sequence[ScoreRow]) -> list[tuple[str, str]]:
     """Title and clip name of the best, the median and the worst clip of a codec."""
     scored = [
         (value, row["clip"])
@@ -161,7 +161,9 @@ def pick_examples(metric: str, codec: str, rows: Sequence[Row]) -> list[tuple[st
     return [(title, clip) for clip, title in chosen.items()]
 
 
-def examples(result: dict[str, Any], rows: Sequence[Row], subjects: Sequence[Subject], clips: Sequence[Clip]) -> str:
+def examples(
+    result: dict[str, Any], rows: Sequence[ScoreRow], subjects: Sequence[Subject], clips: Sequence[Clip]
+) -> str:
     """Players and spectrograms of the best, median and worst clip."""
     ranked = [s for s in subjects if not isinstance(s, Original | ChannelSubject)]
     metric = next((m for m in ("pesq", "stoi", *result["metrics"]) if m in result["metrics"]), None)
@@ -201,7 +203,7 @@ def examples(result: dict[str, Any], rows: Sequence[Row], subjects: Sequence[Sub
     return "".join([*parts, f"<script>{SCRIPT}</script>"])
 
 
-def example(subject: Subject, row: Row, audio: np.ndarray, rate: int) -> np.ndarray:
+def example(subject: Subject, row: ScoreRow, audio: np.ndarray, rate: int) -> np.ndarray:
     """What a codec makes of the beginning of a clip; of the codes it was scored with, where the row keeps them."""
     if isinstance(subject, Q2D2Subject) and (codes := codes_of(row, subject.codec.quantizer.sizes)) is not None:
         # A search for them again would take minutes.

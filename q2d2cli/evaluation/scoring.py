@@ -27,7 +27,7 @@ from q2d2cli.evaluation.subjects import FolderSubject, Original, Subject
 Scores = dict[str, float | None]
 
 
-class Row(TypedDict):
+class ScoreRow(TypedDict):
     """One codec on one clip, as it stands in `scores.jsonl`."""
 
     codec: str
@@ -48,21 +48,21 @@ class Row(TypedDict):
     error: str | None
 
 
-def codes_of(row: Row, sizes: tuple[int, ...]) -> np.ndarray | None:
+def codes_of(row: ScoreRow, sizes: tuple[int, ...]) -> np.ndarray | None:
     """`(frames, pairs)` int64 indices that a row keeps; None if it keeps none."""
     return unpack(base64.b64decode(row["codes"]), row["frames"], sizes) if row["codes"] else None
 
 
-def score_clip(clip: Clip, subjects: Sequence[Subject], metrics: Sequence[str]) -> list[Row]:
+def score_clip(clip: Clip, subjects: Sequence[Subject], metrics: Sequence[str]) -> list[ScoreRow]:
     """Every codec on one clip; failures stand in the rows.
 
     Raises:
         Q2D2Error: if the clip itself cannot be read.
     """
     audio, rate = read_original(clip.path)
-    rows: list[Row] = []
+    rows: list[ScoreRow] = []
     for subject in subjects:
-        row = Row(
+        row = ScoreRow(
             codec=subject.identity,
             clip=clip.name,
             stamp=stamp(clip, subject),
@@ -97,7 +97,7 @@ def score_clip(clip: Clip, subjects: Sequence[Subject], metrics: Sequence[str]) 
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScoringPlan:
     """What to score: enough for another process to do it.
 
     Attributes:
@@ -122,10 +122,10 @@ class Plan:
         return [*subjects, FolderSubject(self.degraded)] if self.degraded else subjects
 
 
-_worker: tuple[list[Subject], Plan]
+_worker: tuple[list[Subject], ScoringPlan]
 
 
-def start_worker(plan: Plan) -> None:
+def start_worker(plan: ScoringPlan) -> None:
     """Make a process ready: one thread, since there is one process per core."""
     import torch
 
@@ -134,7 +134,7 @@ def start_worker(plan: Plan) -> None:
     _worker = plan.open(), plan
 
 
-def work(clip: Clip, wanted: Sequence[str]) -> list[Row] | str:
+def work(clip: Clip, wanted: Sequence[str]) -> list[ScoreRow] | str:
     """Rows of one clip and these codecs (identities) in a ready process, or why it could not be read."""
     subjects, plan = _worker
     try:
@@ -154,13 +154,13 @@ def stamp(clip: Clip, subject: Subject) -> str:
 
 
 def score_all(
-    plan: Plan,
+    plan: ScoringPlan,
     subjects: Sequence[Subject],
     clips: Sequence[Clip],
     jobs: int = 1,
     state: Path | None = None,
     progress: Callable[[int], None] | None = None,
-) -> tuple[list[Row], list[str]]:
+) -> tuple[list[ScoreRow], list[str]]:
     """Score every codec on every clip.
 
     Args:
@@ -178,7 +178,7 @@ def score_all(
         Q2D2Error: if no clip could be read.
     """
     kept = read_state(state) if state else {}
-    results: dict[tuple[str, str], Row] = {}
+    results: dict[tuple[str, str], ScoreRow] = {}
     skipped: list[str] = []
     todo: list[tuple[Clip, list[str]]] = []
     for clip in clips:
@@ -194,7 +194,7 @@ def score_all(
             todo.append((clip, missing))
     count = len(clips) - len(todo)
 
-    def take(outcome: list[Row] | str) -> None:
+    def take(outcome: list[ScoreRow] | str) -> None:
         nonlocal count
         count += 1
         if isinstance(outcome, str):
@@ -231,7 +231,7 @@ def score_all(
     return [results[key] for key in keys if key in results], sorted(skipped)
 
 
-def is_current(row: Row, clip: Clip, subject: Subject, metrics: Sequence[str]) -> bool:
+def is_current(row: ScoreRow, clip: Clip, subject: Subject, metrics: Sequence[str]) -> bool:
     """Whether a row of an earlier run is what scoring again would give."""
     return (
         clip.path.is_file()
@@ -240,9 +240,9 @@ def is_current(row: Row, clip: Clip, subject: Subject, metrics: Sequence[str]) -
     )
 
 
-def read_state(state: Path) -> dict[tuple[str, str], Row]:
+def read_state(state: Path) -> dict[tuple[str, str], ScoreRow]:
     """Rows of an earlier run in which nothing failed, by codec and clip; the latest of each."""
-    kept: dict[tuple[str, str], Row] = {}
+    kept: dict[tuple[str, str], ScoreRow] = {}
     if state.exists():
         for line in state.read_text(encoding="utf-8").splitlines():
             try:

@@ -13,12 +13,14 @@ import numpy as np
 
 from q2d2cli.evaluation.codebook import codebook_use, pair_entropies, pair_utilization
 from q2d2cli.evaluation.codecs import ChannelSubject
-from q2d2cli.evaluation.scoring import Plan, Row, codes_of
+from q2d2cli.evaluation.scoring import ScoreRow, ScoringPlan, codes_of
 from q2d2cli.evaluation.statistics import summarize
 from q2d2cli.evaluation.subjects import Subject
 
 
-def sum_up(plan: Plan, subjects: Sequence[Subject], rows: Sequence[Row], skipped: Sequence[str]) -> dict[str, Any]:
+def sum_up(
+    plan: ScoringPlan, subjects: Sequence[Subject], rows: Sequence[ScoreRow], skipped: Sequence[str]
+) -> dict[str, Any]:
     """The result of a run.
 
     Returns:
@@ -36,7 +38,7 @@ def sum_up(plan: Plan, subjects: Sequence[Subject], rows: Sequence[Row], skipped
     }
 
 
-def sum_up_codec(subject: Subject, rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, Any]:
+def sum_up_codec(subject: Subject, rows: Sequence[ScoreRow], metrics: Sequence[str]) -> dict[str, Any]:
     """The part of the result that belongs to one codec."""
     channel = {}
     if isinstance(subject, ChannelSubject):
@@ -76,13 +78,13 @@ def sum_up_codec(subject: Subject, rows: Sequence[Row], metrics: Sequence[str]) 
     }
 
 
-def failures(subject: Subject, row: Row) -> list[str]:
+def failures(subject: Subject, row: ScoreRow) -> list[str]:
     """What failed in a row, in words."""
     problems = [f"{subject.name}: {metric} of {row['clip']}: {why}" for metric, why in row["problems"].items()]
     return [row["error"], *problems] if row["error"] else problems
 
 
-def use_of_codebook(subject: Subject, rows: Sequence[Row]) -> dict[str, Any]:
+def use_of_codebook(subject: Subject, rows: Sequence[ScoreRow]) -> dict[str, Any]:
     """Entropy (bits) and utilization (share of points that occur) of the pairs and the codebook (Table 10)."""
     if subject.sizes is None or not rows:
         return {}
@@ -99,7 +101,7 @@ def use_of_codebook(subject: Subject, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def to_csv(result: dict[str, Any], rows: Sequence[Row]) -> str:
+def to_csv(result: dict[str, Any], rows: Sequence[ScoreRow]) -> str:
     """One line per codec and clip."""
     names = {codec["identity"]: codec["name"] for codec in result["codecs"]}
     out = io.StringIO()

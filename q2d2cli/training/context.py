@@ -52,6 +52,7 @@ def make(
     codec: Codec,
     folder: Path,
     target: Path,
+    *,
     kind: library.Kind,
     minutes: float,
     steps: int,
@@ -79,7 +80,7 @@ def make(
         )
     tokens = gather(codec, folder, minutes, seed, report)
     if kind == "recurrent":
-        tensors = train(tokens, codec.quantizer, steps, seed, report)
+        tensors = train_network(tokens, codec.quantizer, steps, seed, report)
     else:
         tensors = count_tables(tokens, codec.quantizer, ADAPTIVE_STEP if kind == "adaptive" else 0)
     library.save(target, kind, tensors, codec.fingerprint)
@@ -163,7 +164,7 @@ def count_tables(tokens: np.ndarray, spec: QuantizerSpec, step: int) -> Tensors:
     return tensors
 
 
-def train(tokens: np.ndarray, spec: QuantizerSpec, steps: int, seed: int, report: Report) -> Tensors:
+def train_network(tokens: np.ndarray, spec: QuantizerSpec, steps: int, seed: int, report: Report) -> Tensors:
     """Train the recurrent network.
 
     Args:

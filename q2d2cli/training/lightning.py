@@ -80,7 +80,7 @@ class Backbone(Strict):
     adanorm_num_embeddings: PositiveInt | None = None
 
 
-class Head(Strict):
+class HeadArguments(Strict):
     """Arguments of the authors' `ISTFTHead`."""
 
     dim: PositiveInt
@@ -92,7 +92,7 @@ class Head(Strict):
 PARTS: dict[str, tuple[str, type[Strict]]] = {
     "feature_extractor": ("EncodecFeatures", Features),
     "backbone": ("VocosBackbone", Backbone),
-    "head": ("ISTFTHead", Head),
+    "head": ("ISTFTHead", HeadArguments),
 }
 """The parts of their models: the class of each, and its arguments."""
 

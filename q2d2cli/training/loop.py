@@ -33,7 +33,7 @@ VALID_SECONDS = 3.0
 VALID_CROPS = 32
 
 
-def train(
+def train_model(
     config: TrainConfig,
     out: Path,
     *,
@@ -106,7 +106,7 @@ def run(
     source: States | None,
     cooldown: int | None,
 ) -> Path:
-    """What `train` does once the folder is its own; `source` has the states of the run that is cooled down."""
+    """What `train_model` does once the folder is its own; `source` has the states of the run that is cooled down."""
     main = accelerator.is_main_process
     states = States(out, config.keep_states)
     if not resume and states.paths():

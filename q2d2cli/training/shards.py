@@ -21,7 +21,7 @@ from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.training.corpus import Corpus
 
 
-class Piece(NamedTuple):
+class Excerpt(NamedTuple):
     """A stretch of a member that becomes a crop."""
 
     name: str
@@ -105,7 +105,7 @@ class ShardCorpus(Corpus):
                 raise Q2D2Error(f"no audio could be read from {self.shards[0]} and the other shards: check data.train")
             self.position = (turn + 1, 0)
 
-    def _pieces(self, turn: int, length: int) -> Iterator[Piece]:
+    def _pieces(self, turn: int, length: int) -> Iterator[Excerpt]:
         """The pieces of one pass, in its order; this process's share."""
         order = random.Random(f"{self.seed} {turn}")
         shards = order.sample(self.shards, len(self.shards))
@@ -128,7 +128,7 @@ class ShardCorpus(Corpus):
         self.broken.setdefault(self._shard, str(error))
         return True
 
-    def _cut(self, members: Iterable[dict[str, Any]], length: int, order: random.Random) -> Iterator[Piece]:
+    def _cut(self, members: Iterable[dict[str, Any]], length: int, order: random.Random) -> Iterator[Excerpt]:
         """Pieces side by side from a random start, so that every sample is as likely as any other."""
         for member in members:
             name = f"{member['__url__']}:{member['fname']}"
@@ -141,9 +141,9 @@ class ShardCorpus(Corpus):
             count = max(1, info.frames // wanted)
             first = order.randint(0, max(0, info.frames - count * wanted))
             for number in range(count):
-                yield Piece(name, member["data"], first + number * wanted, wanted)
+                yield Excerpt(name, member["data"], first + number * wanted, wanted)
 
-    def _decode(self, piece: Piece, length: int) -> np.ndarray | None:
+    def _decode(self, piece: Excerpt, length: int) -> np.ndarray | None:
         """`(length,)` float32, zeros beyond the end; None, and noted, if it cannot be decoded."""
         try:
             with soundfile.SoundFile(io.BytesIO(piece.data)) as file:

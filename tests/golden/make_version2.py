@@ -66,7 +66,18 @@ def main() -> None:
         kind, levels, hop, rate, channels, samples, block, payload, ber, loss = case
         spec = QuantizerSpec(kind, levels)
         known = None if name == "version2-unknown-length" else samples
-        header = Header(spec, hop, 24_000, "golden", MARK, rate, channels, known, block, payload=payload)
+        header = Header(
+            quantizer=spec,
+            hop=hop,
+            sample_rate=24_000,
+            model="golden",
+            fingerprint=MARK,
+            original_rate=rate,
+            channels=channels,
+            num_samples=known,
+            frames_per_block=block,
+            payload=payload,
+        )
         rng = np.random.default_rng(seed)
         shape = (channels, header.frames_for(samples))
         indices = np.stack([rng.integers(0, size, shape) for size in spec.sizes], axis=-1)
