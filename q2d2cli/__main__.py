@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Any
@@ -13,7 +14,12 @@ from q2d2cli.streams import close_output, open_standard_streams
 def main() -> None:
     """Run the command line; exits with 0 (done), 1 (data or run failed), 2 (usage) or 128 + signal."""
     open_standard_streams()
-    sys.exit(close_output(run()))
+    code = close_output(run())
+    if os.environ.get("WORLD_SIZE", "1") != "1" and "accelerate" in sys.modules:
+        # It trained together with others: threads that torch's Gloo leaves behind can abort Python's own way out.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run() -> int:
