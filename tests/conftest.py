@@ -34,6 +34,17 @@ CHROMEDRIVER = shutil.which("chromedriver")
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
+def one_line(result: subprocess.CompletedProcess[bytes], code: int, *words: str) -> None:
+    """The command failed with this code and said so in one line with these words."""
+    text = result.stderr.decode()
+    assert result.returncode == code, text
+    assert text.startswith("q2d2: ")
+    assert text.count("\n") == 1, text
+    for word in words:
+        assert word in text
+    assert result.stdout == b""
+
+
 READ_LATE = ("Q2D2_", "XDG_")
 """Beginnings of variables that the command reads when it runs; others may count at import."""
 

@@ -18,22 +18,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import CLIP, ROOT, TINY, Run
+from conftest import CLIP, ROOT, TINY, Run, one_line
 
 from q2d2cli import Codec, Tokens, checkpoints
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.models.model import CodecModel
-
-
-def one_line(result: subprocess.CompletedProcess[bytes], code: int, *words: str) -> None:
-    """The command failed with this code and said so in one line with these words."""
-    text = result.stderr.decode()
-    assert result.returncode == code, text
-    assert text.startswith("q2d2: ")
-    assert text.count("\n") == 1, text
-    for word in words:
-        assert word in text
-    assert result.stdout == b""
 
 
 def leftovers(folder: Path) -> list[str]:

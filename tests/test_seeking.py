@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,17 +108,7 @@ def hours(count: int, known: bool = True, version: int = 2, extra: bool = False,
     file = io.BytesIO()
     if not known:
         file.seekable = lambda: False  # type: ignore[method-assign]
-        header = Header(
-            quantizer=spec,
-            hop=480,
-            sample_rate=24_000,
-            model="m",
-            fingerprint=bytes(8),
-            original_rate=24_000,
-            channels=1,
-            num_samples=None,
-            frames_per_block=block,
-        )
+        header = replace(header, num_samples=None)
     writer = Writer(file, header)
     for first in range(0, count, 50 * block):
         if extra:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 PATH_KEYS = ("audio_filepath", "path", "file", "audio", "filename", "wav", "file_name")
@@ -18,29 +18,42 @@ ID_KEYS = ("id", "utt_id", "utterance_id")
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".ndjson")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A line of a manifest.
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known of a clip beside its audio.
 
     Attributes:
-        path: of the audio, as it stands there.
-        id: if it names one.
         text: what is said.
         speaker: who says it.
         language: in which language.
         start: seconds into the file where the clip begins (NeMo's `offset`).
-        seconds: how long it is (NeMo's `duration`); only meant together with `start`.
-        problem: why the line cannot be used; `path` is the line's name then.
+        seconds: how long it is, to the end if None (NeMo's `duration`); only meant together with `start`.
+        problem: why it cannot be used.
     """
 
-    path: str
-    id: str | None = None
     text: str | None = None
     speaker: str | None = None
     language: str | None = None
     start: float | None = None
     seconds: float | None = None
     problem: str | None = None
+
+    def known(self) -> dict[str, Any]:
+        """These attributes by name."""
+        return {item.name: getattr(self, item.name) for item in fields(Known)}
+
+
+@dataclass(frozen=True)
+class Entry(Known):
+    """A line of a manifest.
+
+    Attributes:
+        path: of the audio, as it stands there; the line's name where it has a problem.
+        id: if it names one.
+    """
+
+    path: str
+    id: str | None = None
 
 
 def read_manifest(data: bytes, name: str) -> Iterator[Entry]:
@@ -66,31 +79,39 @@ def read_manifest(data: bytes, name: str) -> Iterator[Entry]:
 def json_entry(line: str, where: str) -> Entry:
     """The entry of one line of JSON."""
     try:
-        fields = json.loads(line)
+        named = json.loads(line)
     except ValueError as error:
         return Entry(where, problem=f"is no JSON ({error}): correct or delete the line")
-    if not isinstance(fields, dict):
+    if not isinstance(named, dict):
         return Entry(where, problem="is no JSON object: expected one with the clip's path and text")
-    return entry(fields, where)
+    return entry(named, where)
 
 
-def entry(fields: dict[str, Any], where: str) -> Entry:
+def entry(named: dict[str, Any], where: str) -> Entry:
     """The entry that named fields make."""
 
     def first(keys: tuple[str, ...]) -> str | None:
-        found = next((fields[key] for key in keys if fields.get(key) not in (None, "")), None)
+        found = next((named[key] for key in keys if named.get(key) not in (None, "")), None)
         return None if found is None else str(found)
 
     path = first(PATH_KEYS)
     if path is None:
         return Entry(where, problem=f"names no file: expected one of the keys {', '.join(PATH_KEYS)}")
     try:
-        start = None if fields.get("offset") in (None, "") else float(fields["offset"])
-        seconds = None if start is None or fields.get("duration") in (None, "") else float(fields["duration"])
+        start = None if named.get("offset") in (None, "") else float(named["offset"])
+        seconds = None if start is None or named.get("duration") in (None, "") else float(named["duration"])
     except (TypeError, ValueError):
         return Entry(where, problem="has an offset or duration that is no number of seconds")
     if (start is not None and not 0 <= start < 1e9) or (seconds is not None and not 0 < seconds < 1e9):
         return Entry(
             where, problem=f"has an offset of {start} s and a duration of {seconds} s: neither may be negative"
         )
-    return Entry(path, first(ID_KEYS), first(TEXT_KEYS), first(SPEAKER_KEYS), first(LANGUAGE_KEYS), start, seconds)
+    return Entry(
+        path,
+        first(ID_KEYS),
+        text=first(TEXT_KEYS),
+        speaker=first(SPEAKER_KEYS),
+        language=first(LANGUAGE_KEYS),
+        start=start,
+        seconds=seconds,
+    )

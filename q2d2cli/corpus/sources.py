@@ -18,7 +18,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
 from q2d2cli.audio import AUDIO_SUFFIXES, is_foreign, read_list
-from q2d2cli.corpus.manifests import LANGUAGE_KEYS, MANIFEST_SUFFIXES, SPEAKER_KEYS, TEXT_KEYS, Entry, read_manifest
+from q2d2cli.corpus.manifests import (
+    LANGUAGE_KEYS,
+    MANIFEST_SUFFIXES,
+    SPEAKER_KEYS,
+    TEXT_KEYS,
+    Entry,
+    Known,
+    read_manifest,
+)
 from q2d2cli.errors import Q2D2Error, UsageError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -34,7 +42,7 @@ class StoreError(Q2D2Error):
 
 
 @dataclass(frozen=True)
-class CorpusClip:
+class CorpusClip(Known):
     """One piece of audio and what is known of it.
 
     Attributes:
@@ -42,24 +50,12 @@ class CorpusClip:
         source: where it is from, for people, written like the id.
         place: path or URL of the file; None where `data` is all there is.
         data: the encoded audio, if it came out of something larger.
-        text: what is said.
-        speaker: who says it.
-        language: in which language.
-        start: seconds into the file where it begins.
-        seconds: how long it is; to the end if None.
-        problem: why it cannot be used, if that is known already.
     """
 
     id: str
     source: str
     place: str | None = None
     data: bytes | None = None
-    text: str | None = None
-    speaker: str | None = None
-    language: str | None = None
-    start: float | None = None
-    seconds: float | None = None
-    problem: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("id", "source"):
@@ -153,7 +149,7 @@ class TarUnit:
         def first(keys: tuple[str, ...]) -> str | None:
             return next((str(fields[key]) for key in keys if fields.get(key)), None)
 
-        return Entry("", None, first(TEXT_KEYS), first(SPEAKER_KEYS), first(LANGUAGE_KEYS))
+        return Entry("", text=first(TEXT_KEYS), speaker=first(SPEAKER_KEYS), language=first(LANGUAGE_KEYS))
 
     def describe(self) -> str:
         """What tells it from other units."""
@@ -284,16 +280,7 @@ def with_entry(clip: CorpusClip, entry: Entry | None) -> CorpusClip:
     """The clip with what a manifest says of it."""
     if entry is None:
         return clip
-    return replace(
-        clip,
-        id=entry.id or clip.id,
-        text=entry.text,
-        speaker=entry.speaker,
-        language=entry.language,
-        start=entry.start,
-        seconds=entry.seconds,
-        problem=entry.problem,
-    )
+    return replace(clip, id=entry.id or clip.id, **entry.known())
 
 
 def known_entries(place: str) -> Iterator[tuple[str, Entry]]:
