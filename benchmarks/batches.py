@@ -2,12 +2,13 @@
 
     python benchmarks/batches.py [MODEL] [THREADS]
 
-Loop and batch take turns in one process, so that the ratios hold whatever else the machine does.
+Loop and batch take turns in one process, and the best of several rounds counts, so that what else the machine does
+matters little. With fewer free cores than threads the times say nothing.
 """
 
 from __future__ import annotations
 
-import statistics
+import math
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,8 @@ from q2d2cli import DEFAULT_MODEL, Codec
 from q2d2cli.audio import read_mono
 
 ROUNDS = 5
+SECONDS = (1, 3, 5, 7, 10)
+SIZES = (1, 4, 16)
 CLIP = Path(__file__).resolve().parent.parent / "examples" / "librivox.wav"
 
 
@@ -26,26 +29,25 @@ def main() -> None:
     if len(sys.argv) > 2:
         torch.set_num_threads(int(sys.argv[2]))
     audio = torch.from_numpy(read_mono(CLIP, codec.sample_rate))
-    print(f"{codec.name}, {torch.get_num_threads()} threads, median of {ROUNDS} rounds, tokens (frames) per second")
-    for seconds in (1.0, 3.0, 6.0):
-        length = round(seconds * codec.sample_rate)
-        for size in (1, 4, 16):
+    print(f"{codec.name}, {torch.get_num_threads()} threads, best of {ROUNDS} rounds, frames per second\n")
+    print("| seconds | clips | loop | batch | times as fast |\n|---|---|---|---|---|")
+    for seconds in SECONDS:
+        length = seconds * codec.sample_rate
+        for size in SIZES:
             step = (len(audio) - length) // size
             batch = torch.stack([audio[number * step : number * step + length] for number in range(size)])
-            loop, together = [], []
-            for number in range(ROUNDS + 1):
+            loop = together = math.inf
+            for _ in range(ROUNDS):
                 started = time.perf_counter()
                 for clip in batch:
                     codec.encode(clip, codec.sample_rate)
                 between = time.perf_counter()
                 codec.encode_batch(batch)
-                if number:  # the first round warms up
-                    loop.append(between - started)
-                    together.append(time.perf_counter() - between)
+                loop, together = min(loop, between - started), min(together, time.perf_counter() - between)
             tokens = size * seconds * codec.frame_rate
-            one, all_ = tokens / statistics.median(loop), tokens / statistics.median(together)
             print(
-                f"{size:3} clips of {seconds:.0f} s: loop {one:6.0f}, batch {all_:6.0f}, {all_ / one:.2f} times as fast"
+                f"| {seconds} | {size} | {tokens / loop:.0f} | {tokens / together:.0f} | {loop / together:.2f} |",
+                flush=True,
             )
 
 

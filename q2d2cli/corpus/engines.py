@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import queue
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -153,6 +155,7 @@ def run_ray(
     begun = not ray.is_initialized()
     try:
         if begun:
+            check_address(os.environ.get("RAY_ADDRESS", ""))
             ray.init(log_to_driver=False, configure_logging=False)
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -165,7 +168,7 @@ def run_ray(
         made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             worker,
             fn_constructor_args=(job, folder.resolve(), "cuda" if gpus else device if device != "auto" else "cpu"),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+            compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=actors, max_size=actors),
             num_cpus=None if gpus else 1,
             num_gpus=1 if gpus else None,
         )
@@ -173,14 +176,26 @@ def run_ray(
             record = pickle.loads(row["record"])
             progress(record.clips + len(record.rejected), record.seconds)
             yield record
-    except ConnectionError as error:
-        raise Q2D2Error(f"cannot reach the Ray cluster: {error}; start it with ray start --head") from error
     except (ray.exceptions.RayError, ray.exceptions.RayTaskError) as error:
         reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
         raise Q2D2Error(f"the Ray job failed: {reason}; run the same command again to go on") from error
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise Q2D2Error(f"cannot reach the Ray cluster: {reason}; start it with ray start --head") from error
     finally:
         if begun:
             ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Connect to `host:port` or `ray://host:port`: Ray itself tries for minutes.
+
+    Raises:
+        OSError: if there is nobody. Addresses of another form are Ray's matter.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 ENGINES: dict[str, Engine] = {"local": run_local, "ray": run_ray}
