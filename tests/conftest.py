@@ -63,12 +63,16 @@ def run(tmp_path: Path) -> Run:
     folder.mkdir()
 
     def command(
-        *arguments: str | Path, stdin: bytes | None = None, environment: dict[str, str] | None = None
+        *arguments: str | Path,
+        stdin: bytes | None = None,
+        environment: dict[str, str] | None = None,
+        file_limit: int | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         given = environment or {}
         everything = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **given}
         if all(name.startswith(READ_LATE) for name in given):
-            return warm.run([str(argument) for argument in arguments], folder, everything, stdin)
+            return warm.run([str(argument) for argument in arguments], folder, everything, stdin, file_limit)
+        assert file_limit is None, "only a forked process has a limit"
         return subprocess.run(
             [sys.executable, "-m", "q2d2cli", *map(str, arguments)],
             input=stdin,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import shutil
 import signal
 import struct
@@ -280,22 +279,12 @@ def test_full_disk(tiny: Path, encoded: Path, run: Run, tmp_path: Path) -> None:
         assert result.stderr == b"q2d2: cannot write to standard output: No space left on device\n"
 
     # A file that must not grow beyond 2 kB behaves like a disk that fills up.
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-
     for command, source, name in (
         ("encode", CLIP, "o.q2d"),
         ("decode", encoded, "o.wav"),
         *(("decode", encoded, f"o.{suffix}") for suffix in ("flac", "ogg", "mp3", "aiff", "au", "caf", "w64", "opus")),
     ):
-        result = subprocess.run(
-            [sys.executable, "-m", "q2d2cli", command, str(source), name, "-m", str(tiny)],
-            capture_output=True,
-            cwd=tmp_path / "cwd",
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            preexec_fn=limit,
-            check=False,
-        )
+        result = run(command, source, name, "-m", tiny, file_limit=2000)
         one_line(result, 1, f"cannot write {name}", "File too large")
     assert leftovers(tmp_path / "cwd") == []
 

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -313,13 +312,9 @@ def test_full_disk(run: Run, config: Path, tmp_path: Path, board: str) -> None:
     limit = 100_000
     assert len(before) > limit
     changes = settings(*PLAIN[:-1], f"tensorboard={board}", "validate_every=5", "steps=40", "save_every=30")
-    process = start(
-        *("-c", config, "-o", out, "--resume", *changes),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    _, stderr = process.communicate(timeout=200)
-    assert process.returncode == 1, stderr.decode()
-    assert "cannot write" in one_line(stderr)
+    result = run("train", "-c", config, "-o", out, "--resume", *changes, file_limit=limit)
+    assert result.returncode == 1, result.stderr.decode()
+    assert "cannot write" in one_line(result.stderr)
     assert (out / "state.pt").read_bytes() == before
     assert (out / "log.jsonl").read_text().startswith(lines)
     assert not list(out.glob("*.partial"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,14 @@ MODULES = [
     "q2d2cli.transcode",
     "q2d2cli.training.loop",
     "q2d2cli.training.export",
+    "q2d2cli.evaluation.compare",
+    "q2d2cli.evaluation.report",
+    "scipy.stats",
+    "librosa.feature",
+    "matplotlib.figure",
+    "pesq",
+    "pystoi",
+    "speechmos.dnsmos",
     "warm",
 ]
 TIMEOUT = 300
@@ -30,15 +39,24 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(MODULES)
 
 
-def run(arguments: Sequence[str], folder: Path, environment: dict[str, str], stdin: bytes | None) -> CompletedProcess:
-    """The command in a process of its own, as `subprocess.run` would; standard input is empty if there is none."""
+def run(
+    arguments: Sequence[str],
+    folder: Path,
+    environment: dict[str, str],
+    stdin: bytes | None,
+    file_limit: int | None = None,
+) -> CompletedProcess:
+    """The command in a process of its own, as `subprocess.run` would; standard input is empty if there is none.
+
+    With `file_limit` no file may grow beyond so many bytes, which is what a full disk is like.
+    """
     with TemporaryDirectory() as temporary:
         # Pipes, not files: nobody can seek in them.
         streams = [Path(temporary) / name for name in ("in", "out", "err")]
         for stream in streams:
             os.mkfifo(stream)
         paths = [str(streams[0]) if stdin else os.devnull, str(streams[1]), str(streams[2])]
-        process = context.Process(target=command, args=(list(arguments), str(folder), environment, paths))
+        process = context.Process(target=command, args=(list(arguments), str(folder), environment, paths, file_limit))
         process.start()
         with ThreadPoolExecutor(2) as pool:
             outputs = [pool.submit(stream.read_bytes) for stream in streams[1:]]
@@ -61,8 +79,12 @@ def feed(path: Path, data: bytes) -> None:
         pass
 
 
-def command(arguments: list[str], folder: str, environment: dict[str, str], streams: list[str]) -> None:
+def command(
+    arguments: list[str], folder: str, environment: dict[str, str], streams: list[str], file_limit: int | None
+) -> None:
     """What the forked process does."""
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     for number, (path, flags) in enumerate(
         zip(
             streams,
