@@ -321,3 +321,44 @@ def decode(data: bytes) -> dict[str, Any]:
     assert source.at == len(data)
     bad = {"damaged_blocks": damaged, "lost_blocks": lost} if robust else {}
     return {"version": [major, minor], **facts, "indices": indices, **bad}
+
+
+def tags(data: bytes) -> tuple[str, list[str], list[dict[str, Any]]]:
+    """Vendor, comments and pictures of a sound file of version 2."""
+    source = Bytes(data)
+    source.at = 10
+    header_2(source)
+    payloads: list[bytes] = []
+    while (code := data[source.at]) not in (0x10, 0x11, 0x12, 0x13, 0x20):
+        _, number, whole, payload = block_2(source)
+        assert whole
+        if code == 0x82:
+            assert number == len(payloads)
+            assert len(payload) <= 32768
+            payloads.append(payload)
+    body, pictures = Bytes(b"".join(payloads)), []
+    if not payloads:
+        return "", [], []
+
+    def text(form: str = "<I") -> bytes:
+        return body.take(struct.unpack(form, body.take(4))[0])
+
+    vendor = text().decode()
+    comments = [text().decode() for _ in range(struct.unpack("<I", body.take(4))[0])]
+    while body.at < len(body.data):
+        (kind,) = struct.unpack(">I", body.take(4))
+        mime, description = text(">I").decode("ascii"), text(">I").decode()
+        width, height, depth, colors = struct.unpack(">4I", body.take(16))
+        pictures.append(
+            {
+                "kind": kind,
+                "mime": mime,
+                "description": description,
+                "width": width,
+                "height": height,
+                "depth": depth,
+                "colors": colors,
+                "data": text(">I"),
+            }
+        )
+    return vendor, comments, pictures

@@ -21,6 +21,8 @@ SKIPPABLE = 0x80
 """Block types from here on may be skipped by a reader that does not know them."""
 MAX_PARITY = 4095
 """Bytes of a parity block's payload."""
+MAX_METADATA = 32768
+"""Bytes of a metadata block's payload."""
 LONGEST_HEAD = 12
 """Bytes of the longest head of a block: type, number and length, or those of version 1."""
 READ_AHEAD = 4096
@@ -148,6 +150,8 @@ class BlockVersion2:
             return head.length <= 10
         if head.code == PARITY:
             return head.length <= MAX_PARITY
+        if head.code == METADATA:
+            return head.length <= MAX_METADATA
         if head.code & ~(PLAIN | SHORT) != DATA:
             return True
         if head.code & SHORT or (self._header.payload == "coded" and not head.code & PLAIN):
@@ -292,6 +296,18 @@ class Scanner:
     def take(self, block: RawBlock) -> None:
         """Go on behind `block`, which `next` gave as unsound."""
         self._at = block.end - self._base
+
+    def follows(self, block: RawBlock) -> bool:
+        """Whether a sound block stands behind `block`, which `next` gave as unsound."""
+        at, self._at = self._at, block.end - self._base
+        try:
+            self._need(LONGEST_HEAD)
+            head = self._version.head(self._data, self._at)
+            if head is None or not self._version.possible(head) or not self._need(head.size):
+                return False
+            return self._version.sound(self._data, self._at, head)
+        finally:
+            self._at = at
 
     def search(self, here: bool = False) -> bool:
         """Go on at the next sound block, or where another file begins; False: at the end, there is none.

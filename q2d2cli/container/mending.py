@@ -153,11 +153,12 @@ class Mender:
         if not window.damaged and len(window.data) == window.total == facts.length:
             data = bytes(window.data)
         else:
-            data = mend(window) or b""
-            if not data:
+            found_again = mend(window)
+            if found_again is None:
                 yield bytes(window.data[sent:]) + bytes(raw)
                 return
-            self.mended += max(1, sum(b - a for a, b in runs(matches(data, window))))
+            data, lost = found_again
+            self.mended += max(1, lost)
         fixed = b"".join(blocks_of(facts, number, whole if complete else parity_of(data, facts)))
         self.mended += 0 if complete else facts.parity_bytes
         yield data[sent:] + fixed
@@ -244,8 +245,18 @@ class Mender:
         return True
 
 
-def mend(window: ParityWindow) -> bytes | None:
-    """The bytes of a window as they were written, None if that cannot be known."""
+def mend(window: ParityWindow) -> tuple[bytes, int] | None:
+    """The bytes of a window as they were written, and how many had not arrived; None if they cannot be known."""
+    first, second = place(window), place(window, from_end=True)
+    for placed in (first, second) if second != first else (first,):
+        data = mend_around(window, placed)
+        if data:
+            return data, sum(end - begin for begin, end in runs(known_bytes(len(data), placed)))
+    return None
+
+
+def mend_around(window: ParityWindow, placed: list[tuple[int, BlockInWindow]]) -> bytes | None:
+    """What `mend` gives, if the sound pieces belong where `placed` says."""
     facts = window.facts
     assert facts is not None
     parity, lost = bytearray(facts.parity_bytes), []
@@ -255,11 +266,10 @@ def mend(window: ParityWindow) -> bytes | None:
             parity[at:end] = arrived
         else:
             lost.append((facts.length + at, facts.length + end))
-    placed = place(window)
     guess = bytearray(facts.length)
     for at, piece in placed:
         guess[at : at + piece.end - piece.begin] = window.data[piece.begin : piece.end]
-    gaps = runs(matches(bytes(guess), window))
+    gaps = runs(known_bytes(facts.length, placed))
 
     def attempt(data: bytes, erased: list[tuple[int, int]]) -> bytes | None:
         fixed = correct(data, bytes(parity), facts, erased + lost)
@@ -308,8 +318,14 @@ def copy(target: bytearray, source: bytearray, begin: int, end: int, shift: int)
         target[low:high] = source[low + shift : high + shift]
 
 
-def place(window: ParityWindow) -> list[tuple[int, BlockInWindow]]:
-    """Where in the window its sound pieces belong, in order."""
+def place(window: ParityWindow, from_end: bool = False) -> list[tuple[int, BlockInWindow]]:
+    """Where in the window its sound pieces belong, in order.
+
+    Args:
+        window: has its facts.
+        from_end: whether those behind damage are counted from the end, although blocks have one size: so it is right if
+            tags are among what is lost.
+    """
     facts = window.facts
     assert facts is not None
     arrived, total = len(window.data), window.total
@@ -325,7 +341,7 @@ def place(window: ParityWindow) -> list[tuple[int, BlockInWindow]]:
         at, expected = piece.end, expected + is_data
     rest = [piece for piece in window.pieces[len(result) :] if piece.code & ~(PLAIN | SHORT) == DATA]
     sizes = {p.end - p.begin - len(to_varint(p.number)) for p in window.pieces if p.code in (DATA, DATA | PLAIN)}
-    if len(sizes) == 1 and (result or window.number):
+    if len(sizes) == 1 and (result or window.number) and not from_end:
         # All whole blocks have one size: their numbers tell where they belong.
         size = sizes.pop()
         for piece in rest:
@@ -333,7 +349,7 @@ def place(window: ParityWindow) -> list[tuple[int, BlockInWindow]]:
             result.append((at + distance, piece))
     else:
         at = arrived
-        for piece in reversed(rest):
+        for piece in reversed(window.pieces[len(result) :] if from_end else rest):
             if piece.end != at:
                 break
             result.append((piece.begin + total - arrived, piece))
@@ -342,10 +358,10 @@ def place(window: ParityWindow) -> list[tuple[int, BlockInWindow]]:
     return sorted(fits, key=lambda pair: pair[0])
 
 
-def matches(data: bytes, window: ParityWindow) -> bytearray:
-    """For each byte of a mended window 1 if it arrived so, in a sound block, else 0."""
-    known = bytearray(len(data))
-    for at, piece in place(window):
+def known_bytes(length: int, placed: list[tuple[int, BlockInWindow]]) -> bytearray:
+    """For each byte of a window 1 if it arrived in one of the sound pieces, else 0."""
+    known = bytearray(length)
+    for at, piece in placed:
         known[at : at + piece.end - piece.begin] = b"\1" * (piece.end - piece.begin)
     return known
 

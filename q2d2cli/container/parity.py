@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, BinaryIO
 
 from q2d2cli.container.blocks import PARITY, to_block
-from q2d2cli.container.header import FormatError
+from q2d2cli.container.header import CRC, FormatError
 from q2d2cli.container.varint import VarintError, from_varint, to_varint
 from q2d2cli.errors import UsageError
 
@@ -48,6 +48,11 @@ class Facts:
     def mendable(self) -> int:
         """Length of a lost stretch that is mended wherever it begins, bytes."""
         return max(0, self.symbols - SPARE) * self.depth
+
+    @property
+    def share(self) -> float:
+        """The largest share for which `facts_for` gives as much parity."""
+        return max(0.0, self.mendable - 0.5) / self.length
 
 
 def check_share(share: float) -> float:
@@ -161,6 +166,51 @@ def places_of(facts: Facts, word: int, data: int, begin: int, end: int) -> Itera
     yield from range(max(0, -(-(begin - word) // depth)), max(0, -(-(min(end, length) - word) // depth)))
     first, last = max(0, begin - length), max(0, end - length)
     yield from range(data + max(0, -(-(first - word) // depth)), data + max(0, -(-(last - word) // depth)))
+
+
+class ParityWriter:
+    """Writes a file's bytes, and parity behind each window of them.
+
+    Args:
+        file: open for writing in binary.
+        share: of a window that may be lost in one stretch and be mended; None for no parity.
+
+    Attributes:
+        bytes_written: size of the file so far.
+    """
+
+    def __init__(self, file: BinaryIO, share: float | None) -> None:
+        self._file, self._share = file, share
+        self._window, self._windows = bytearray(), 0
+        self.bytes_written = 0
+
+    def put(self, data: bytes) -> None:
+        """Write a block, or the header."""
+        if self._share is not None and len(self._window) >= WINDOW_BYTES:
+            self.protect()
+        self._write(data)
+
+    def put_end(self, block: bytes) -> None:
+        """Write the end block, which the parity before it holds, too."""
+        if self._share is not None:
+            self.protect(block[: -CRC.size])
+        self._write(block)
+
+    def protect(self, end: bytes = b"") -> None:
+        """Write the parity of what was written since the last."""
+        assert self._share is not None
+        facts = facts_for(len(self._window), self._share, end)
+        parity = parity_of(bytes(self._window), facts)
+        for block in blocks_of(facts, self._windows, parity):
+            self._write(block)
+        self._window.clear()
+        self._windows += 1
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.bytes_written += len(data)
+        if self._share is not None:
+            self._window += data
 
 
 @lru_cache(maxsize=8)

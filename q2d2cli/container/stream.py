@@ -23,11 +23,11 @@ from q2d2cli.container.blocks import (
     read_header,
     to_block,
 )
-from q2d2cli.container.header import CRC, MAX_PAYLOAD, FormatError, Header
-from q2d2cli.container.parity import WINDOW_BYTES, facts_for, parity_of
-from q2d2cli.container.parity import blocks_of as parity_blocks
+from q2d2cli.container.header import MAX_PAYLOAD, FormatError, Header
+from q2d2cli.container.parity import ParityWriter
 from q2d2cli.container.payload import Packed, concealment, pack_blocks, plain_bytes, unpack_blocks
 from q2d2cli.container.seeking import find_block, samples_at_end
+from q2d2cli.container.tags import Tags, TagsReader
 from q2d2cli.container.varint import to_varint
 
 MAX_LOST = 3600
@@ -51,22 +51,35 @@ class Writer:
             written again on `close`.
         batch: blocks that are packed together and then written; more than 1 is faster if they are entropy coded.
         parity: share of the file that may be lost in one stretch and be mended; None for no parity.
+        tags: go behind the header.
 
     Attributes:
         bytes_written: size of the file so far.
+        tag_bytes: blocks with tags among them.
         payload_bytes: packed pair indices among them.
         frames: frames written per channel.
     """
 
-    def __init__(self, file: BinaryIO, header: Header, batch: int = 1, parity: float | None = None) -> None:
+    def __init__(
+        self, file: BinaryIO, header: Header, batch: int = 1, parity: float | None = None, tags: Tags | None = None
+    ) -> None:
         header = replace(header, parity=parity is not None)
         self.file, self.header, self._parity = file, header, parity
-        self.bytes_written = self.payload_bytes = self.frames = 0
+        self.payload_bytes = self.frames = self.tag_bytes = 0
         self._batch, self._blocks = batch, 0
         self._pending = np.empty((header.channels, 0, header.quantizer.num_indices), np.int64)
         self._start = file.tell() if file.seekable() else None
-        self._window, self._windows = bytearray(), 0
-        self._put(header.to_bytes(room=self._room()))
+        self._out = ParityWriter(file, parity)
+        self._out.put(header.to_bytes(room=self._room()))
+        for number, payload in enumerate(tags.payloads() if tags else ()):
+            block = to_block(METADATA, number, payload)
+            self._out.put(block)
+            self.tag_bytes += len(block)
+
+    @property
+    def bytes_written(self) -> int:
+        """Size of the file so far."""
+        return self._out.bytes_written
 
     def write(self, indices: np.ndarray) -> None:
         """Append `(channels, frames, pairs)` pair indices.
@@ -99,9 +112,7 @@ class Writer:
         known = self.header.num_samples is not None
         if known and self.header.num_samples != num_samples:
             raise ValueError(f"the header, already written, says {self.header.num_samples} samples, not {num_samples}")
-        end = to_block(END, self._blocks, b"" if known else to_varint(num_samples))
-        self._protect(end[: -CRC.size])
-        self._put(end)
+        self._out.put_end(to_block(END, self._blocks, b"" if known else to_varint(num_samples)))
         if self._room():
             assert self._start is not None
             self.header = header
@@ -122,28 +133,10 @@ class Writer:
             short = packed.frames < size
             code = DATA | (SHORT if short else 0) | (PLAIN if packed.plain else 0)
             start = to_varint(packed.frames) if short else b""
-            if len(self._window) >= WINDOW_BYTES:
-                self._protect()
-            self._put(to_block(code, self._blocks, start + packed.payload))
+            self._out.put(to_block(code, self._blocks, start + packed.payload))
             self._blocks += 1
             self.payload_bytes += len(packed.payload)
             self.frames += packed.frames
-
-    def _protect(self, end: bytes = b"") -> None:
-        """Write the parity of what was written since the last, if any; `end` is the file's end block."""
-        if self._parity is None:
-            return
-        facts = facts_for(len(self._window), self._parity, end)
-        for block in parity_blocks(facts, self._windows, parity_of(bytes(self._window), facts)):
-            self._put(block)
-        self._window.clear()
-        self._windows += 1
-
-    def _put(self, data: bytes) -> None:
-        self.file.write(data)
-        self.bytes_written += len(data)
-        if self._parity is not None:
-            self._window += data
 
 
 @dataclass(frozen=True)
@@ -165,13 +158,16 @@ class Block:
     """Where it ends, bytes."""
 
 
+FaultKind = Literal["damaged", "missing", "truncated", "foreign", "joined", "tags"]
+
+
 @dataclass(frozen=True)
 class Fault:
     """A stretch of the file that is not as it was written."""
 
-    kind: Literal["damaged", "missing", "truncated", "foreign", "joined"]
+    kind: FaultKind
     """Blocks with wrong bytes; blocks that are not there; all from here on is not there; bytes that do not belong
-    here; another file begins here."""
+    here; another file begins here; tags that cannot be read."""
     offset: int
     """Where, bytes from the beginning of the file."""
     block: int
@@ -182,9 +178,13 @@ class Fault:
     """Where in the audio, seconds."""
     duration: float | None
     """How much audio, seconds; None if not known."""
+    detail: str = ""
+    """What is wrong with the tags."""
 
     def __str__(self) -> str:
         blocks = f"block {self.block}" if self.blocks < 2 else f"blocks {self.block} to {self.block + self.blocks - 1}"
+        if self.kind == "tags":
+            return f"{self.detail} (at byte {self.offset}; no sound is lost)"
         if self.kind == "joined":
             return f"another .q2d file begins at byte {self.offset} (two files joined: cut it there)"
         if self.kind == "truncated":
@@ -210,7 +210,10 @@ class Reader:
         header: what the header says.
         num_samples: samples per channel; from the header, or from the end block once that is read.
             What there is of a truncated file, if damage is concealed.
+        tags: complete when the first data block has been read; what could not be read of them is among the faults.
+        audio_begin: where the audio begins behind the tags, bytes; None before that.
         bytes_read: size of the file so far.
+        tag_bytes: blocks with tags among them.
         payload_bytes: packed pair indices among them.
         frames: frames read per channel, those of lost blocks among them.
         data_blocks: data blocks so far, those that are lost among them.
@@ -231,7 +234,11 @@ class Reader:
         self.header, self._begin = read_header(file)
         self.num_samples = self.header.num_samples
         self.payload_bytes = self.frames = self.data_blocks = self.damaged_blocks = self.lost_blocks = 0
-        self.parity_blocks = self.metadata_blocks = self.other_blocks = 0
+        self.parity_blocks = self.metadata_blocks = self.other_blocks = self.tag_bytes = 0
+        self.tags, self._tags = Tags(), TagsReader()
+        self.audio_begin: int | None = None
+        self._may_have_tags = self.header.version[0] > 1
+        self._refused: FormatError | None = None
         self._skipped_frames = self._skipped_bytes = 0
         self.faults: list[Fault] = []
         self._scanner = Scanner(file, self.header, self._begin)
@@ -244,6 +251,11 @@ class Reader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.file.close()
+
+    @property
+    def header_bytes(self) -> int:
+        """Size of the header."""
+        return self._begin
 
     @property
     def bytes_read(self) -> int:
@@ -266,14 +278,14 @@ class Reader:
         """
         number = frame // self.header.frames_per_block
         if number and self.file.seekable():
-            offset, number = find_block(self.file, self.header, self._begin, number, self._origin)
+            offset, number = find_block(self.file, self.header, self._lead(), number, self._origin)
             self.file.seek(self._origin + offset)
             self._scanner = Scanner(self.file, self.header, offset)
             self.data_blocks, self.frames = number, number * self.header.frames_per_block
-            self._skipped_frames, self._skipped_bytes = self.frames, offset - self._begin
+            self._skipped_frames, self._skipped_bytes = self.frames, offset - self._begin - self.tag_bytes
 
     def rates(self) -> tuple[float, float]:
-        """Bits per second of what was read, all channels: of everything, and of the payload; 0 without audio.
+        """Bits per second of what was read, all channels: of everything but tags, and of the payload; 0 without audio.
 
         Lost blocks have no bytes and do not count: they would make the rates look low.
         """
@@ -286,7 +298,7 @@ class Reader:
         seconds *= max(0, self.frames - self._skipped_frames - lost) / self.frames
         if not seconds:
             return 0.0, 0.0
-        return 8 * (self.bytes_read - self._skipped_bytes) / seconds, 8 * self.payload_bytes / seconds
+        return 8 * (self.bytes_read - self.tag_bytes - self._skipped_bytes) / seconds, 8 * self.payload_bytes / seconds
 
     def blocks(self) -> Iterator[Block]:
         """Checked data blocks, up to and including a check of the end block.
@@ -302,14 +314,16 @@ class Reader:
             if raw is None:
                 return
             if raw.kind == "skipped":
-                self.parity_blocks += raw.code == PARITY
-                self.metadata_blocks += raw.code == METADATA
-                self.other_blocks += raw.code not in (PARITY, METADATA)
+                self._skip(raw)
                 continue
+            self._end_tags(raw.offset)
             number = raw.number
             if self.header.version[0] == 1:
                 number -= self.parity_blocks + self.metadata_blocks + self.other_blocks
             lost = number - self.data_blocks
+            refused, self._refused = self._refused, None
+            if refused and lost:
+                raise refused
             tolerant = self._conceal or self.header.payload == "robust"
             if lost and not (tolerant and 0 < lost <= MAX_LOST and not short):
                 if not self._conceal or lost > MAX_LOST:
@@ -420,8 +434,14 @@ class Reader:
             if robust and block is not None and 0 <= block.number - self.data_blocks <= MAX_LOST:
                 self._scanner.take(block)
                 return block
+            if self._damaged_tags(found):
+                continue
             if not self._conceal:
-                raise self._error(found)
+                error = self._error(found)
+                if not self._between_tags(found):
+                    raise error
+                self._refused = error
+                continue
             if self._gap is None:
                 self._gap = found.offset
             if found.reason == "end" or self._scanner.other_file() or not self._scanner.search():
@@ -431,6 +451,57 @@ class Reader:
                 self._note("joined", self._scanner.offset, 0, None)
                 self._cut()
                 return None
+
+    def _skip(self, raw: RawBlock) -> None:
+        """Count a block that holds no audio, and take its tags."""
+        self.parity_blocks += raw.code == PARITY
+        self.metadata_blocks += raw.code == METADATA
+        self.other_blocks += raw.code not in (PARITY, METADATA)
+        if raw.code == METADATA and self._may_have_tags:
+            self.tag_bytes += raw.end - raw.offset
+            if self.audio_begin is None:
+                self._tags.add(raw.number, raw.payload)
+
+    def _end_tags(self, offset: int) -> None:
+        """The audio begins at this byte: what tags there are have been read."""
+        if self.audio_begin is None:
+            self.audio_begin = offset
+            self.tags = self._tags.finish()
+            if self._tags.problem:
+                self.faults.append(Fault("tags", self._begin, 0, 0, 0.0, 0.0, self._tags.problem))
+
+    def _lead(self) -> int:
+        """Read the tags; returns where the audio begins, if it is sound there, or what is damaged."""
+        while True:
+            found = self._scanner.next()
+            if isinstance(found, RawBlock) and found.kind == "skipped":
+                self._skip(found)
+            elif isinstance(found, RawBlock) or not self._damaged_tags(found):
+                self._end_tags(found.offset)
+                return found.offset
+
+    def _damaged_tags(self, found: Unsound) -> bool:
+        """Pass over a block of tags with a wrong checksum: it is no reason not to have the audio."""
+        block = found.block
+        if self.audio_begin is not None or block is None or block.code != METADATA or not self._may_have_tags:
+            return False
+        if not self._scanner.follows(block):
+            return False
+        self._tags.fail("tags with a wrong checksum")
+        self._scanner.take(block)
+        return True
+
+    def _between_tags(self, found: Unsound) -> bool:
+        """Go on behind damage before the first data block, where it may have hit nothing but tags.
+
+        Whether so tells the number of the block that is found.
+        """
+        if self.audio_begin is not None or found.reason == "end" or not self._may_have_tags:
+            return False
+        if self._scanner.other_file() or not self._scanner.search() or self._scanner.other_file():
+            return False
+        self._gap = found.offset
+        return True
 
     def _error(self, found: Unsound) -> FormatError:
         """What to say about an unsound block."""
@@ -447,6 +518,7 @@ class Reader:
 
     def _cut(self) -> None:
         """Take what has been read for the whole file."""
+        self._end_tags(self._scanner.offset)
         header = self.header
         samples = self.frames * header.hop * header.original_rate // header.sample_rate
         rest = None if header.num_samples is None else max(0, header.frames_for(header.num_samples) - self.frames)
@@ -458,7 +530,7 @@ class Reader:
 
     def _note(
         self,
-        kind: Literal["damaged", "missing", "truncated", "foreign", "joined"],
+        kind: FaultKind,
         offset: int,
         blocks: int,
         frames: int | None,
