@@ -209,11 +209,20 @@ class Codec:
         """Payload bits per second and channel."""
         return self.config.bit_rate
 
-    def header(self, sample_rate: float, channels: int, num_samples: int | None) -> Header:
+    def header(
+        self, sample_rate: float, channels: int, num_samples: int | None, payload: Payload | None = None
+    ) -> Header:
         """Header of a .q2d file for audio of this rate, channel count and length.
 
+        Args:
+            sample_rate: Hz.
+            channels: how many.
+            num_samples: per channel; None if not known.
+            payload: how the file holds the indices; entropy coded if possible if None.
+
         Raises:
-            UsageError: if one of them is no whole number or does not fit the format.
+            UsageError: if one of them is no whole number or does not fit the format; if the grids are too large for a
+                robust payload, or there is no context model for a coded one.
         """
         try:
             header = Header(
@@ -229,9 +238,10 @@ class Codec:
                 payload="packed" if self.context is None else "coded",
                 context=b"" if self.context is None else self.context.fingerprint,
             )
-            return with_blocks(header)
+            header = with_blocks(header)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        return header if payload is None else with_payload(header, payload)
 
     def encode(
         self,
@@ -239,6 +249,7 @@ class Codec:
         sample_rate: float,
         chunk_seconds: float | None = CHUNK_SECONDS,
         effort: int = 0,
+        rate_weight: float = 0.0,
     ) -> Tokens:
         """Encode a waveform.
 
@@ -250,17 +261,20 @@ class Codec:
                 depend on it, unless they are searched.
             effort: rounds of a search for better tokens, through the decoder (`q2d2cli.search`);
                 each takes several times as long as encoding without. 0 takes what the encoder gives.
+            rate_weight: what a bit per frame weighs in that search (the lambda of rate-distortion optimization): the
+                more, the fewer bits the tokens take when they are entropy coded, and the less they gain otherwise.
 
         Raises:
             UsageError: if the effort is negative, or above 0 with a quantizer that has no grids; if the
-                rate is no whole number or out of range.
+                rate is no whole number or out of range; if the rate weight is negative, or above 0 without effort or
+                for a model without context model.
             ValueError: if the waveform's shape or type is wrong, or it has more than 255 channels or more
                 channels than samples.
             Q2D2Error: if it is empty or holds NaN or infinity, or the packages that a search needs are missing.
         """
         samples = as_waveform(waveform)
         header = self.header(sample_rate, *samples.shape)
-        encoder = StreamEncoder(self.model, header, chunk_seconds=chunk_seconds, effort=effort)
+        encoder = StreamEncoder(self.model, header, chunk_seconds=chunk_seconds, effort=effort, rate_weight=rate_weight)
         parts = [*encoder.push(samples), *encoder.finish()]
         return Tokens(torch.from_numpy(np.concatenate(parts, axis=1)), header)
 
@@ -374,6 +388,7 @@ class Codec:
         block_seconds: float | None = None,
         chunk_seconds: float | None = CHUNK_SECONDS,
         effort: int = 0,
+        rate_weight: float = 0.0,
         on_progress: Callable[[float], None] | None = None,
     ) -> StreamEncoder:
         """An encoder that takes audio in pieces and gives indices in pieces.
@@ -387,6 +402,7 @@ class Codec:
                 block of the stream holds, 5 at most; the encoder gives it as soon as it can be known.
             chunk_seconds: audio that is handled at once; None for all.
             effort: as `encode` takes it.
+            rate_weight: as `encode` takes it; for coded payloads.
             on_progress: called with the seconds encoded so far, after each chunk and each round of a search.
 
         Raises:
@@ -395,8 +411,7 @@ class Codec:
                 `block_seconds` is out of range, or given with an effort above 0 or for a model that sees the
                 whole recording at once.
         """
-        header = self.header(sample_rate, channels, num_samples)
-        header = header if payload is None else with_payload(header, payload)
+        header = self.header(sample_rate, channels, num_samples, payload)
         if block_seconds is not None:
             if not 0 < block_seconds <= PASS_SECONDS:
                 raise UsageError(f"live blocks of {block_seconds:g} s: give more than 0 and at most {PASS_SECONDS:g}")
@@ -406,7 +421,14 @@ class Codec:
                 raise UsageError(f"model {self.name!r} looks at a whole recording at once: it has no live streams")
             frames = live_frames(self.config, block_seconds)
             header, chunk_seconds = replace(header, frames_per_block=frames), frames / self.frame_rate
-        return StreamEncoder(self.model, header, chunk_seconds=chunk_seconds, effort=effort, on_progress=on_progress)
+        return StreamEncoder(
+            self.model,
+            header,
+            chunk_seconds=chunk_seconds,
+            effort=effort,
+            rate_weight=rate_weight,
+            on_progress=on_progress,
+        )
 
     def stream_decoder(self, header: Header, *, chunk_seconds: float | None = 0.0, start: int = 0) -> StreamDecoder:
         """A decoder that takes indices in pieces and gives audio in pieces.

@@ -1,14 +1,16 @@
-"""Analysis by synthesis: better tokens for a signal than the encoder gives at once, searched through the decoder."""
+"""Analysis by synthesis: better or cheaper tokens for a signal than the encoder gives, searched through the decoder."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from q2d2cli.container.coding.context import ContextModel
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.models.model import CodecModel
 from q2d2cli.models.precision import full_precision
@@ -26,6 +28,21 @@ REACH = 1024
 """Samples that the losses see on either side of one."""
 SHORTEST = 0.5
 """Seconds; the losses need that much, and shorter signals are repeated."""
+NEAR = 0.5
+"""Deviation, in steps of the grid, of the points that a projection may still become as the rate term sees it."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What the search pays for bits.
+
+    Attributes:
+        weight: of a bit per frame against the losses, above 0.
+        context: the context model that codes the tokens.
+    """
+
+    weight: float
+    context: ContextModel
 
 
 class Search:
@@ -34,39 +51,51 @@ class Search:
     The encoder cannot know what the decoder makes of its tokens, nor undo the error of one with the next. Descent
     through the frozen decoder can. Each channel is searched alone, the size of a step being its own everywhere.
 
+    With a rate term it is rate-distortion optimization (Sullivan and Wiegand 1998): what the tokens take when they are
+    entropy coded counts, too. The context model says what each point of a grid would cost, after the tokens as they
+    are in this round; a projection is drawn to the cheap ones among the points near it.
+
     Args:
         model: with a two-dimensional quantizer.
         rounds: steps of Adam; each costs a pass through the decoder and back.
         on_round: called after each with the share of them that is done.
+        rate: the rate term; None for the best tokens, whatever they cost.
 
     Raises:
         UsageError: if the quantizer has no grids, or PyTorch's default type is not float32.
         Q2D2Error: if the packages that the losses need are not installed.
     """
 
-    def __init__(self, model: CodecModel, rounds: int, on_round: Callable[[float], None] = lambda share: None) -> None:
+    def __init__(
+        self,
+        model: CodecModel,
+        rounds: int,
+        on_round: Callable[[float], None] = lambda share: None,
+        rate: Rate | None = None,
+    ) -> None:
         if not isinstance(model.quantizer, Q2D2):
             raise UsageError(f"no search with the quantizer {model.quantizer.spec.kind}: it needs grids, use effort 0")
         if torch.get_default_dtype() != torch.float32:
             raise UsageError(f"no search while PyTorch's default type is {torch.get_default_dtype()}: set float32")
-        rate, device = model.config.sample_rate, next(model.parameters()).device
+        sample_rate, device = model.config.sample_rate, next(model.parameters()).device
         # Tensors made inside inference_mode could not take part in a gradient.
         with torch.inference_mode(False):
             try:
                 from q2d2cli.losses import ComplexStftLoss, EnergyLoss, LinesLoss, MelLoss, PesqLoss, Spectra
 
                 losses = {
-                    "mel": MelLoss(rate),
+                    "mel": MelLoss(sample_rate),
                     "stft": ComplexStftLoss(STFT_COMPRESSION, phase_only=True),
-                    "energy": EnergyLoss(rate),
-                    "lines": LinesLoss(rate),
-                    "pesq": PesqLoss(rate),
+                    "energy": EnergyLoss(sample_rate),
+                    "lines": LinesLoss(sample_rate),
+                    "pesq": PesqLoss(sample_rate),
                 }
             except ImportError as error:
                 raise Q2D2Error(f"an effort above 0 needs {error.name}: pip install 'q2d2[search]'") from error
             self.spectra = Spectra
             self.losses = {name: loss.to(device) for name, loss in losses.items()}
         self.model, self.quantizer, self.rounds, self.on_round = model, model.quantizer, rounds, on_round
+        self.rate = rate
 
     @property
     def context(self) -> int | None:
@@ -85,6 +114,23 @@ class Search:
     def loss(self, estimate: Spectra, target: Spectra) -> Tensor:
         """Weighted sum of the losses."""
         return torch.stack([WEIGHTS[name] * loss(estimate, target) for name, loss in self.losses.items()]).sum()
+
+    def bits(self, values: Tensor, indices: Tensor, context: ContextModel) -> Tensor:
+        """Mean bits per frame, with each pair taken as the points around it, the nearer the more likely.
+
+        Args:
+            values: `(batch, frames, d)` in steps of the grid, with a gradient; the last of the frames.
+            indices: `(batch, all frames, pairs)`, what the context model sees.
+            context: the context model.
+        """
+        total = values.new_zeros(())
+        places = values.unflatten(-1, (self.quantizer.spec.num_indices, -1))
+        for pair, costs in enumerate(context.bits(indices.cpu().numpy())):
+            points = self.quantizer.grids[pair].points.to(values.device)
+            known = torch.from_numpy(costs[:, costs.shape[1] - values.shape[1] :]).to(values.device)
+            away = torch.cdist(places[..., pair, :].contiguous(), points).square()
+            total = total + ((-away / (2 * NEAR**2)).softmax(dim=-1) * known).sum(dim=-1).mean()
+        return total
 
     @full_precision()
     def __call__(self, audio: Tensor, known: Tensor) -> Tensor:
@@ -107,9 +153,14 @@ class Search:
             optimizer = torch.optim.Adam([projections], betas=MOMENTA)
             for done in range(self.rounds):
                 optimizer.param_groups[0]["lr"] = STEP * (1 - done / self.rounds)
-                features = self.quantizer.snap(projections).features
-                estimate = self.model.decoder(torch.cat([begin, features[:, known.shape[1] :]], dim=1))
-                (gradient,) = torch.autograd.grad(self.loss(self.signal(estimate), target), projections)
+                snapped = self.quantizer.snap(projections)
+                estimate = self.model.decoder(torch.cat([begin, snapped.features[:, known.shape[1] :]], dim=1))
+                loss = self.loss(self.signal(estimate), target)
+                if self.rate is not None:
+                    indices = torch.cat([known, snapped.indices[:, known.shape[1] :]], dim=1)
+                    values = snapped.values[:, known.shape[1] :]
+                    loss = loss + self.rate.weight * self.bits(values, indices, self.rate.context)
+                (gradient,) = torch.autograd.grad(loss, projections)
                 projections.grad = gradient.nan_to_num(0, 0, 0)
                 optimizer.step()
                 self.on_round((done + 1) / self.rounds)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -21,10 +22,11 @@ from torch import Tensor
 from q2d2cli.arrays import as_integers, as_waveform
 from q2d2cli.audio import Resampler, SeekableResampler
 from q2d2cli.container.header import Header
+from q2d2cli.container.payload import coder_for
 from q2d2cli.errors import UsageError
 from q2d2cli.models.model import CodecModel
 from q2d2cli.passes import run_alone
-from q2d2cli.search import Search
+from q2d2cli.search import Rate, Search
 
 CHUNK_SECONDS = 10.0
 PASS_SECONDS = 5.0
@@ -43,7 +45,7 @@ class StreamEncoder:
         model: the network.
         header: of the file or stream to make; has the audio's rate and number of channels.
         chunk_seconds: audio that is handled at once; None for all.
-        effort: as `Codec.encode` takes it.
+        effort: as `Codec.encode` takes it, and `rate_weight`.
         on_progress: called with the seconds encoded so far, after each chunk and each round of a search.
 
     Attributes:
@@ -57,14 +59,15 @@ class StreamEncoder:
         *,
         chunk_seconds: float | None = CHUNK_SECONDS,
         effort: int = 0,
+        rate_weight: float = 0.0,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
-        if effort < 0:
-            raise UsageError(f"effort is {effort}: give 0 or more rounds of search")
+        check_search(header, effort, rate_weight)
         self.header = header
         self._model, self._device = model, next(model.parameters()).device
         self._resampler = Resampler(header.original_rate, header.sample_rate, header.channels)
-        self._search = Search(model, effort, self._report) if effort else None
+        rate = Rate(rate_weight, coder_for(header).model) if rate_weight else None
+        self._search = Search(model, effort, self._report, rate) if effort else None
         context = model.encoder_context if self._search is None else self._search.context
         nothing = np.empty((header.channels, 0), np.float32)
         searched = self._search is not None
@@ -131,6 +134,21 @@ class StreamEncoder:
             found = self.network(torch.from_numpy(part.values).to(self._device)).cpu()[:, : part.end - part.start]
             self._known = found[:, part.keep - part.start :]
             yield part, found[:, part.begin - part.start :]
+
+
+def check_search(header: Header, effort: int, rate_weight: float) -> None:
+    """Raise UsageError unless a search can be made for a file with such a header, and saves what it is to save."""
+    if effort < 0:
+        raise UsageError(f"effort is {effort}: give 0 or more rounds of search")
+    if not 0 <= rate_weight < math.inf:
+        raise UsageError(f"the rate weight (lambda) is {rate_weight}: give 0 or more, 1 say")
+    if rate_weight and not effort:
+        raise UsageError("the rate weight (lambda) weighs bits in a search: give an effort above 0, too")
+    if rate_weight and header.payload != "coded":
+        raise UsageError(
+            f"the rate weight (lambda) saves nothing in a {header.payload} payload: leave it out, or "
+            "use entropy coding (a model without context model gets one with q2d2 context)"
+        )
 
 
 class StreamDecoder:

@@ -83,6 +83,7 @@ def encode_file(
     live: float | None = None,
     parity: float | None = None,
     verify: bool = False,
+    rate_weight: float = 0.0,
 ) -> Summary:
     """Encode an audio file (`-`: standard input) to a .q2d file (`-`: standard output).
 
@@ -97,6 +98,7 @@ def encode_file(
         live: seconds of audio in a block; each is written as soon as it can be known. None for files.
         parity: share of the file that may be lost in one stretch and be mended; None for no parity.
         verify: whether to read what was written and compare tokens; `target` is a regular file then.
+        rate_weight: as `Codec.encode` takes it.
 
     Raises:
         UsageError: if there is no such file, the target's folder cannot be written to, the
@@ -128,6 +130,7 @@ def encode_file(
             payload=payload,
             block_seconds=live,
             effort=effort,
+            rate_weight=rate_weight,
             on_progress=encoded,
         )
         # Whoever reads along, or records, wants each block as soon as it is there.

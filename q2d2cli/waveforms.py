@@ -102,6 +102,7 @@ def save(
     model: str = DEFAULT_MODEL,
     device: str = "auto",
     effort: int = 0,
+    rate_weight: float = 0.0,
 ) -> None:
     """Encode a waveform to a .q2d file, which replaces one that is there as torchaudio's does.
 
@@ -112,7 +113,7 @@ def save(
         channels_first: False for `(samples, channels)`.
         model: name or folder, as `Codec.from_pretrained` takes it.
         device: there, too.
-        effort: as `Codec.encode` takes it.
+        effort: as `Codec.encode` takes it, and `rate_weight`.
 
     Raises:
         UsageError: if there is no such model or folder, or the rate is out of range.
@@ -120,7 +121,8 @@ def save(
         Q2D2Error: if it is empty or holds NaN or infinity.
     """
     waveform = src if channels_first or src.ndim < 2 else src.T
-    _codec(model, device).encode(waveform, sample_rate, effort=effort).save(uri, overwrite=True)
+    tokens = _codec(model, device).encode(waveform, sample_rate, effort=effort, rate_weight=rate_weight)
+    tokens.save(uri, overwrite=True)
 
 
 def info(uri: str | Path) -> AudioInfo:

@@ -1,10 +1,13 @@
-"""A second decoder of .q2d files, written from docs/format.md alone: big integers, no NumPy, slow and plain."""
+"""A second decoder of .q2d files, written from docs/format.md and docs/entropy-coding.md alone: slow and plain."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from functools import cache
 from itertools import product
 from typing import Any
@@ -171,6 +174,142 @@ def unpack_fields(data: bytes, frames: int, tables: list[Labelling]) -> list[lis
     return result
 
 
+Rows = list[list[int]]
+
+
+class Context:
+    """A context model file: safetensors, read byte by byte."""
+
+    def __init__(self, data: bytes) -> None:
+        size = int.from_bytes(data[:8], "little")
+        entries = json.loads(data[8 : 8 + size])
+        facts = entries.pop("__metadata__")
+        assert facts["format"] == "q2d2 context model 1"
+        self.kind, self.fingerprint = facts["kind"], hashlib.sha256(data).digest()[:8].hex()
+        self.tensors: dict[str, Rows] = {}
+        for name, entry in entries.items():
+            begin, end = entry["data_offsets"]
+            code = {"I8": "b", "I32": "i", "U16": "H"}[entry["dtype"]]
+            width = entry["shape"][-1]
+            values = struct.unpack(f"<{math.prod(entry['shape'])}{code}", data[8 + size + begin : 8 + size + end])
+            self.tensors[name] = [list(values[i : i + width]) for i in range(0, len(values), width)]
+
+    def __getitem__(self, name: str) -> Rows:
+        return self.tensors[name]
+
+    def state(self) -> Recurrent | Tables:
+        return Recurrent(self) if self.kind == "recurrent" else Tables(self)
+
+
+def product_of(row: Sequence[int], matrix: Rows) -> list[int]:
+    return [sum(x * y for x, y in zip(row, column, strict=True)) for column in zip(*matrix, strict=True)]
+
+
+def clip(x: int, low: int, high: int) -> int:
+    return max(low, min(high, x))
+
+
+@cache
+def power(k: int) -> int:
+    """The largest whole number whose 64th power is not above `2**(1024 - k)`."""
+    low, high = 0, 2**17
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if middle**64 <= 2 ** (1024 - k) else (low, middle)
+    return low
+
+
+class Recurrent:
+    """The recurrent network's state for one channel of a block."""
+
+    def __init__(self, model: Context) -> None:
+        self.model = model
+        self.pairs = range(sum(name.startswith("out.") for name in model.tensors))
+        self.h = [0] * len(model["recurrent"])
+        self.before = [len(model[f"embedding.{j}"]) - 1 for j in self.pairs]
+        self.now: list[int] = []
+
+    def counts(self, j: int) -> list[int]:
+        t = self.model
+        if j == 0:
+            m = [b + x for b, x in zip(t["recurrent_bias"][0], product_of(self.h, t["recurrent"]), strict=True)]
+            for i, index in enumerate(self.before):
+                m = [
+                    x + 32 * y for x, y in zip(m, product_of(t[f"embedding.{i}"][index], t[f"input.{i}"]), strict=True)
+                ]
+            units = len(self.h)
+            gates = [clip((x >> 11) + 128, 0, 256) for x in m[:units]]
+            changes = [clip(x >> 7, -1024, 1024) for x in m[units:]]
+            self.h = [h + ((g * (c - h) + 128) >> 8) for h, g, c in zip(self.h, gates, changes, strict=True)]
+        a = [b + x for b, x in zip(t[f"hidden_bias.{j}"][0], product_of(self.h, t[f"hidden.{j}"]), strict=True)]
+        for k, index in enumerate(self.now):
+            a = [
+                x + 32 * y for x, y in zip(a, product_of(t[f"embedding.{k}"][index], t[f"within.{j}.{k}"]), strict=True)
+            ]
+        logits = product_of([clip(x >> 9, 0, 256) for x in a], t[f"out.{j}"])
+        logits = [x + b for x, b in zip(logits, t[f"out_bias.{j}"][0], strict=True)]
+        return [power(min((max(logits) - logit) >> 6, 1024)) for logit in logits]
+
+    def take(self, index: int) -> None:
+        self.now.append(index)
+        if len(self.now) == len(self.pairs):
+            self.before, self.now = self.now, []
+
+
+class Tables:
+    """The state of tables of counts for one channel of a block."""
+
+    def __init__(self, model: Context) -> None:
+        self.model, self.step = model, model["step"][0][0]
+        pairs = range(len(model.tensors) - 1)
+        self.before = [len(model[f"table.{j}"]) - 1 for j in pairs]
+        self.added = [[0] * size for size in self.before]
+        self.pair = 0
+
+    def counts(self, j: int) -> list[int]:
+        return [x + y for x, y in zip(self.model[f"table.{j}"][self.before[j]], self.added[j], strict=True)]
+
+    def take(self, index: int) -> None:
+        added = self.added[self.pair]
+        added[index] += self.step
+        if sum(added) > 2**15:
+            added[:] = [x // 2 for x in added]
+        self.before[self.pair] = index
+        self.pair = (self.pair + 1) % len(self.before)
+
+
+def decode_coded(data: bytes, frames: int, channels: int, model: Context, pairs: int) -> list[Rows]:
+    """`[channel][frame][pair]` of an entropy-coded block."""
+    at = 0
+
+    def word() -> int:
+        nonlocal at
+        at += 4
+        return int.from_bytes(data[at - 4 : at].ljust(4, b"\0"), "big")
+
+    code, span = word() << 32 | word(), 2**64 - 1
+    states = [model.state() for _ in range(channels)]
+    result: list[Rows] = [[[] for _ in range(frames)] for _ in range(channels)]
+    for frame in range(frames):
+        for pair in range(pairs):
+            for state, rows in zip(states, result, strict=True):
+                counts = state.counts(pair)
+                unit = span // sum(counts)
+                place = min(code // unit, sum(counts) - 1)
+                start = index = 0
+                while place >= start + counts[index]:
+                    start += counts[index]
+                    index += 1
+                code, span = code - start * unit, counts[index] * unit
+                if span < 2**32:
+                    code, span = code << 32 | word(), span << 32
+                state.take(index)
+                rows[frame].append(index)
+    assert len(data) <= at, "bytes behind the last word"
+    assert not data.endswith(b"\0"), "a zero byte at the end"
+    return result
+
+
 KINDS = ["rectangular", "rhombic", "hexagonal", "fsq", "vq", "rvq", "body-centred", "d4", "e8"]
 RATES = [8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 176400, 192000]
 
@@ -236,11 +375,12 @@ def header_2(source: Bytes) -> dict[str, Any]:
     block_frames, samples = source.varint(), source.varint()
     fingerprint = source.take(8).hex()
     name = source.take(source.varint()).decode()
+    context = {"context": source.take(8).hex()} if first // 16 % 8 == 2 else {}
     source.at = end + 4
     return {
         "kind": KINDS[first % 16],
         "levels": levels,
-        "payload": ["packed", "robust"][first // 16 % 8],
+        "payload": ["packed", "robust", "coded"][first // 16 % 8],
         "hop": hop,
         "sample_rate": rate,
         "model": name,
@@ -249,6 +389,7 @@ def header_2(source: Bytes) -> dict[str, Any]:
         "channels": channels,
         "num_samples": samples - 1 if samples else None,
         "frames_per_block": block_frames,
+        **context,
     }
 
 
@@ -269,12 +410,17 @@ def block_2(source: Bytes) -> Raw:
     code, number, size = source.u8(), source.varint(), source.varint()
     payload = source.take(size)
     whole = zlib.crc32(source.data[start : source.at]) == struct.unpack("<I", source.take(4))[0]
-    kind = {0x10: "data", 0x11: "short", 0x20: "end"}[code] if code < 128 else "skipped"
-    return kind, number, whole, payload
+    names = {0x10: "data", 0x11: "short", 0x12: "plain", 0x13: "short plain", 0x20: "end"}
+    return names[code] if code < 128 else "skipped", number, whole, payload
 
 
-def decode(data: bytes) -> dict[str, Any]:
-    """Header fields, and `indices[channel][frame][pair]`; of robust files also the counts of bad blocks."""
+def decode(data: bytes, contexts: Sequence[bytes] = ()) -> dict[str, Any]:
+    """Header fields, and `indices[channel][frame][pair]`; of robust files also the counts of bad blocks.
+
+    Args:
+        data: the file.
+        contexts: files of context models, one of which a coded file names.
+    """
     source = Bytes(data)
     assert source.take(8) == b"\x89Q2D\r\n\x1a\n"
     major, minor = source.u8(), source.u8()
@@ -284,6 +430,8 @@ def decode(data: bytes) -> dict[str, Any]:
     kind, levels, robust = KINDS.index(facts["kind"]), facts["levels"], facts["payload"] == "robust"
     sizes = sizes_of(kind, levels)
     tables = labellings(kind, levels) if robust else []
+    coded = facts["payload"] == "coded"
+    model = next(m for m in map(Context, contexts) if m.fingerprint == facts["context"]) if coded else None
     indices: list[list[list[int]]] = [[] for _ in range(facts["channels"])]
     expected = damaged = lost = 0
     while True:
@@ -312,11 +460,18 @@ def decode(data: bytes) -> dict[str, Any]:
         if major == 1:
             (frames,) = struct.unpack("<H", body.take(2))
         else:
-            frames = body.varint() if what == "short" else facts["frames_per_block"]
+            frames = body.varint() if what.startswith("short") else facts["frames_per_block"]
+        assert coded or not what.endswith("plain")
+        if model is not None and not what.endswith("plain"):
+            rest = body.take(len(payload) - body.at)
+            assert len(rest) <= len(indices) * packed_bytes(frames, sizes)
+            for channel, part in zip(indices, decode_coded(rest, frames, len(indices), model, len(sizes)), strict=True):
+                channel += part
+            continue
         step = -(-frames * sum(map(bits, sizes)) // 8) if robust else packed_bytes(frames, sizes)
         for channel in indices:
-            part = body.take(step)
-            channel += unpack_fields(part, frames, tables) if robust else unpack(part, frames, sizes)
+            piece = body.take(step)
+            channel += unpack_fields(piece, frames, tables) if robust else unpack(piece, frames, sizes)
         assert body.at == len(payload)
     assert source.at == len(data)
     bad = {"damaged_blocks": damaged, "lost_blocks": lost} if robust else {}

@@ -1,15 +1,21 @@
-"""Entropy-coded .q2d files: the command line, the API, damage, context models that are not here."""
+"""Entropy-coded .q2d files: the command line, the API, golden files, damage, context models that are not here."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import reference_decoder
 import torch
-from conftest import CLIP, Run
+from conftest import CLIP, ROOT, Run
 
 from q2d2cli import Codec, Tokens, checkpoints
 from q2d2cli.container.coding import library
@@ -18,6 +24,9 @@ from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.training import context
 
 GOLDEN = Path(__file__).parent / "golden"
+CONTEXTS = GOLDEN / "contexts"
+VECTORS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "coded.json").read_text())
+SOUND = [name for name, vector in VECTORS.items() if "indices" in vector]
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +219,84 @@ def test_eval_counts_what_is_spent(coded_model: Path, tiny: Path, clip: tuple[np
     np.testing.assert_array_equal(results[0].audio, results[1].audio)
     assert results[0].size.payload_bits < 0.9 * results[1].size.payload_bits
     assert results[0].size.payload_bits < 8 * results[0].size.file_bytes
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_golden_coded_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("Q2D2_MODELS", str(CONTEXTS))
+    data, vector = (GOLDEN / f"{name}.q2d").read_bytes(), VECTORS[name]
+    tokens = Tokens.load(io.BytesIO(data))
+    assert tokens.indices.tolist() == vector["indices"]
+    assert tokens.header.context.hex() == vector["context"]
+    contexts = [path.read_bytes() for path in CONTEXTS.rglob("*.safetensors")]
+    assert reference_decoder.decode(data, contexts) == {"version": [2, 0], **vector}
+    if not name.endswith("resealed"):
+        file = io.BytesIO()
+        tokens.save(file)
+        assert file.getvalue() == data
+
+
+def test_golden_coded_files_have_blocks_of_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("Q2D2_MODELS", str(CONTEXTS))
+    for name in SOUND:
+        with Reader((GOLDEN / f"{name}.q2d").open("rb")) as reader:
+            plain = [block.packed.plain for block in reader.blocks()]
+        assert set(plain) == ({False} if name.endswith("one-block") else {False, True})
+
+
+@pytest.mark.parametrize("name", [name for name in VECTORS if name not in SOUND])
+def test_golden_coded_files_that_are_damaged(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("Q2D2_MODELS", str(CONTEXTS))
+    data, vector = (GOLDEN / f"{name}.q2d").read_bytes(), VECTORS[name]
+    with pytest.raises(Q2D2Error) as caught:
+        Tokens.load(io.BytesIO(data))
+    assert str(caught.value).endswith(vector["error"])
+    contexts = [path.read_bytes() for path in CONTEXTS.rglob("*.safetensors")]
+    with pytest.raises(AssertionError):
+        reference_decoder.decode(data, contexts)
+    # The other blocks are as they were.
+    whole = np.array(VECTORS["coded-recurrent-stereo"]["indices"])
+    with Reader((GOLDEN / f"{name}.q2d").open("rb"), conceal=True) as reader:
+        blocks = [block for block in reader.blocks() if block.state == "whole"]
+        assert [[block.first, block.frames] for block in blocks] == vector["whole"]
+        for block in blocks:
+            np.testing.assert_array_equal(reader.unpack(block), whole[:, block.first : block.first + block.frames])
+
+
+def test_golden_coded_files_on_other_threads() -> None:
+    script = (
+        "import json, sys\nimport numpy as np\nfrom q2d2cli.container.stream import Reader\n"
+        "readers = [Reader(open(name, 'rb')) for name in sys.argv[1:]]\n"
+        "print(json.dumps([np.concatenate([r.unpack(b) for b in r.blocks()], axis=1).tolist() for r in readers]))\n"
+    )
+    variables = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "3")
+    done = subprocess.run(
+        [sys.executable, "-c", script, *(str(GOLDEN / f"{name}.q2d") for name in SOUND)],
+        env={**os.environ, **variables, "PYTHONPATH": str(ROOT), "Q2D2_MODELS": str(CONTEXTS)},
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == [VECTORS[name]["indices"] for name in SOUND]
+
+
+def test_golden_coded_files_are_not_written_again() -> None:
+    before = {path: path.read_bytes() for path in GOLDEN.rglob("*") if path.is_file()}
+    done = subprocess.run([sys.executable, GOLDEN / "make_coded.py"], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode != 0
+    assert {path: path.read_bytes() for path in GOLDEN.rglob("*") if path.is_file()} == before
+
+
+def test_models_say_which_have_a_context_model(run: Run, coded_model: Path, tiny: Path, tmp_path: Path) -> None:
+    for folder, name in ((coded_model, "good"), (coded_model, "spoilt"), (tiny, "none")):
+        shutil.copytree(folder, tmp_path / name)
+    (tmp_path / "spoilt" / checkpoints.CONTEXT_NAME).write_bytes(b"none")
+    environment = {"Q2D2_MODELS": str(tmp_path), "COLUMNS": "150"}
+    done = run("models", "--json", environment=environment)
+    assert done.returncode == 0
+    found = {Path(row["folder"]).name: row["context"] for row in json.loads(done.stdout)}
+    good = library.load(coded_model / checkpoints.CONTEXT_NAME).fingerprint.hex()
+    assert [found[name] for name in ("good", "spoilt", "none")] == [good, None, None]
+    assert done.stderr.decode().count("\n") == 1
+    assert "is damaged or no context model" in done.stderr.decode()
+    table = run("models", environment=environment).stdout.decode()
+    assert [("yes" in line) for line in table.splitlines() if line.startswith("tiny")] == [True, False, False]

@@ -127,6 +127,18 @@ def test_any_bytes_decode_to_indices_in_range_or_an_error(kind: str, data: bytes
     assert (found < SIZES).all()
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_bits_of_every_point_are_those_that_are_spent(kind: str) -> None:
+    model = MODELS[kind]
+    indices = np.concatenate(random_blocks(9, [70, 70], 1))
+    spans = model.intervals(indices, np.array([70, 70]))
+    for pair, bits in enumerate(model.bits(indices)):
+        assert bits.shape == (2, 70, SIZES[pair])
+        np.testing.assert_allclose(np.exp2(-bits).sum(axis=-1), 1, atol=1e-4)
+        spent = np.take_along_axis(bits, indices[..., pair, None], axis=-1)[..., 0]
+        np.testing.assert_allclose(spent, np.log2(spans[:, :, pair, 2] / spans[:, :, pair, 1]), rtol=1e-5, atol=1e-5)
+
+
 def test_more_rows_than_go_side_by_side() -> None:
     coder = BlockCoder(MODELS["recurrent"])
     lengths = [1 + i % 5 for i in range(150)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +15,9 @@ import soundfile
 import torch
 from conftest import CLIP, ROOT, TINY, Run
 
-from q2d2cli import Codec, Q2D2Error, Tokens, UsageError
+from q2d2cli import Codec, Q2D2Error, Tokens, UsageError, checkpoints
 from q2d2cli.audio import Resampler
+from q2d2cli.container.coding import library
 from q2d2cli.evaluation.codecs import open_subject
 from q2d2cli.losses import MelLoss
 from q2d2cli.models.config import QuantizerConfig
@@ -119,6 +122,72 @@ def test_inside_inference_mode_and_without_traces_on_the_model(tiny_codec: Codec
     assert all(parameter.grad is None for parameter in tiny_codec.model.parameters())
 
 
+@pytest.fixture(scope="module")
+def picky(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a context model that finds every third point cheap."""
+    folder = tmp_path_factory.mktemp("picky") / "picky"
+    shutil.copytree(tiny, folder)
+    tables = {}
+    for j, size in enumerate(TINY.quantizer.spec().sizes):
+        tables[f"table.{j}"] = np.tile(np.where(np.arange(size) % 3, 1, 99), (size + 1, 1)).astype(np.uint16)
+    fingerprint = checkpoints.fingerprint(folder / checkpoints.WEIGHTS_NAME)
+    library.save(folder / checkpoints.CONTEXT_NAME, "static", {"step": np.zeros(1, np.int32), **tables}, fingerprint)
+    return folder
+
+
+def coded_bytes(tokens: Tokens) -> int:
+    file = io.BytesIO()
+    tokens.save(file)
+    return file.tell()
+
+
+def test_bits_that_weigh_more_are_fewer(picky: Path, voice: np.ndarray) -> None:
+    codec = Codec.from_pretrained(picky, "cpu")
+    cheap = []
+    for weight in (0.0, 3.0, 100.0):
+        indices = codec.encode(voice[:RATE], RATE, effort=5, rate_weight=weight).indices
+        cheap.append((indices % 3 == 0).double().mean().item())
+    assert cheap[2] > cheap[1] + 0.01 > cheap[0] + 0.02
+
+
+@pytest.mark.slow
+def test_speech_takes_fewer_bits_and_still_gets_nearer(
+    speech: Codec, voice: np.ndarray, at_once: dict[str, float]
+) -> None:
+    tokens = speech.encode(voice, RATE, effort=5, rate_weight=2.0)
+    assert coded_bytes(tokens) < 0.98 * coded_bytes(speech.encode(voice, RATE))
+    assert quality(speech, tokens, voice)["pesq"] > at_once["pesq"]
+
+
+def test_lambda_on_the_command_line(run: Run, picky: Path, tmp_path: Path, voice: np.ndarray) -> None:
+    source, target, cheap = tmp_path / "a.wav", tmp_path / "a.q2d", {}
+    soundfile.write(source, voice[: RATE // 2], RATE)
+    for weight in ("0", "100"):
+        done = run("encode", source, target, "-m", picky, "--force", "--effort", "3", "--lambda", weight)
+        assert done.returncode == 0, done.stderr
+        cheap[weight] = (Tokens.load(target).indices % 3 == 0).double().mean()
+    assert cheap["100"] > cheap["0"] + 0.1
+
+
+def test_lambda_that_cannot_be(run: Run, picky: Path, tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "voices"
+    folder.mkdir()
+    for name in ("a", "b"):
+        shutil.copy(CLIP, folder / f"{name}.wav")
+    for options, words in (
+        (("--lambda", "1"), "give an effort above 0"),
+        (("--effort", "2", "--lambda", "inf"), "the rate weight (lambda) is inf"),
+        (("--effort", "2", "--lambda", "nan"), "--lambda"),
+        (("--effort", "2", "--lambda", "-1"), "--lambda"),
+        (("--effort", "2", "--lambda", "1", "--model", tiny), "saves nothing in a packed payload"),
+        (("--effort", "2", "--lambda", "1", "--robust"), "saves nothing in a robust payload"),
+    ):
+        done = run("encode", folder, "--out-dir", tmp_path / "out", "--model", picky, *options)
+        assert (done.returncode, done.stderr.decode().count("\n")) == (2, 1), done.stderr
+        assert words in done.stderr.decode()
+    assert not list((tmp_path / "out").glob("*"))
+
+
 def test_errors(tiny_codec: Codec, voice: np.ndarray) -> None:
     with pytest.raises(UsageError, match="effort is -1"):
         tiny_codec.encode(voice, RATE, effort=-1)
@@ -164,8 +233,13 @@ def test_progress_tells_of_every_round(tiny_codec: Codec, tmp_path: Path, voice:
     assert told == [(0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0), (1.0, 1.0)]
 
 
-def test_eval_names_the_effort(tiny: Path, tiny_codec: Codec, voice: np.ndarray) -> None:
+def test_eval_names_the_effort(tiny: Path, picky: Path, tiny_codec: Codec, voice: np.ndarray) -> None:
     plain, searched = (open_subject(f"q2d2:{tiny}{effort}", "cpu") for effort in ("", ":2"))
+    weighed = open_subject(f"q2d2:{picky}:2:1.5", "cpu")
+    assert weighed.name == "tiny, effort 2, lambda 1.5"
+    assert ":2:1.5:context" in weighed.identity
+    with pytest.raises(UsageError, match="saves nothing"):
+        open_subject(f"q2d2:{tiny}:2:1.5", "cpu")
     assert (plain.name, searched.name) == ("tiny", "tiny, effort 2")
     assert plain.identity != searched.identity
     tokens = tiny_codec.encode(voice[:RATE], RATE, effort=2).indices[0].numpy()

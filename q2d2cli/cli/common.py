@@ -103,8 +103,8 @@ Codecs = Annotated[
     typer.Option(
         "--codec",
         "-c",
-        help="q2d2:NAME[:EFFORT], opus:6, codec2:3200, speex:8, encodec:6, dac, mimi:8, snac, original; repeat to "
-        "compare.",
+        help="q2d2:NAME[:EFFORT[:LAMBDA]], opus:6, codec2:3200, speex:8, encodec:6, dac, mimi:8, snac, original; "
+        "repeat to compare.",
         show_default=f"q2d2:{DEFAULT_MODEL}",
     ),
 ]

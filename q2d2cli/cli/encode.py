@@ -62,6 +62,16 @@ def encode(
             "--effort", "-e", min=0, help="Rounds of search for better tokens; 20 is a good number, and slow."
         ),
     ] = 0,
+    rate_weight: Annotated[
+        float,
+        typer.Option(
+            "--lambda",
+            min=0,
+            metavar="X",
+            help="Of --effort: what a bit per frame weighs, 1 say; the more, the fewer bits and the less quality.",
+            show_default="0: bits do not count",
+        ),
+    ] = 0.0,
     parity: Annotated[
         str | None,
         typer.Option(
@@ -119,13 +129,25 @@ def encode(
     seconds = (LIVE_BLOCK_SECONDS if block is None else block) if live else None
     from q2d2cli.codec import Codec
     from q2d2cli.passes import files_at_once
+    from q2d2cli.streaming import check_search
     from q2d2cli.transcode import encode_file
 
     codec = Codec.from_pretrained(name, device)
+    check_search(codec.header(codec.sample_rate, 1, None, mode), effort, rate_weight)
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
         return encode_file(
-            codec, source, target, progress, mode, effort, form, live=seconds, parity=mendable, verify=verify
+            codec,
+            source,
+            target,
+            progress,
+            mode,
+            effort,
+            form,
+            live=seconds,
+            parity=mendable,
+            verify=verify,
+            rate_weight=rate_weight,
         )
 
     return convert_all(planned, out_dir, force, quiet, as_json, convert, 1 if effort else files_at_once())

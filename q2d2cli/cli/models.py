@@ -7,12 +7,15 @@ import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from q2d2cli.cli.common import Force, Json, Quiet, named
-from q2d2cli.errors import UsageError
+from q2d2cli.errors import Q2D2Error, UsageError, report
+
+if TYPE_CHECKING:
+    from q2d2cli.checkpoints import Checkpoint
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -50,6 +53,7 @@ def list_models(as_json: Json = False) -> int:
                 "megabytes": round(checkpoint.weights.stat().st_size / 1e6, 1),
                 "latency": None if lag is None else {**asdict(lag), "total": lag.total, "sample_rate": RECORDING_RATE},
                 "fingerprint": checkpoint.fingerprint().hex(),
+                "context": context_of(checkpoint),
                 "metrics": checkpoint.metrics,
                 "folder": str(checkpoint.folder),
             }
@@ -59,6 +63,18 @@ def list_models(as_json: Json = False) -> int:
     else:
         show(rows)
     return 0
+
+
+def context_of(checkpoint: Checkpoint) -> str | None:
+    """Fingerprint of a model's context model for entropy coding; None if it has none for its weights."""
+    from q2d2cli.container.coding.library import open_folder
+
+    try:
+        model = open_folder(checkpoint.folder, checkpoint.fingerprint())
+    except Q2D2Error as error:
+        report(error)
+        return None
+    return None if model is None else model.fingerprint.hex()
 
 
 @app.command("import", no_args_is_help=True)
@@ -164,7 +180,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         console.print("No models here. Set Q2D2_MODELS to a folder of models, or get one with q2d2 models pull.")
         return
     table = Table(box=None, pad_edge=False)
-    for name in ("model", "kbit/s", "tokens/s", "grid, levels", "size", "live", "PESQ", "STOI"):
+    for name in ("model", "kbit/s", "tokens/s", "grid, levels", "size", "coded", "live", "PESQ", "STOI"):
         left = name in {"model", "grid, levels"}
         table.add_column(name, justify="left" if left else "right", no_wrap=name == "model")
     for row in rows:
@@ -174,10 +190,15 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['tokens_per_second']:.1f}",
             f"{row['grid']} {','.join(map(str, row['levels']))}",
             f"{row['megabytes']:.1f} MB",
+            "yes" if row["context"] else "no",
             f"{1000 * row['latency']['total']:.0f} ms" if row["latency"] else "-",
             *(f"{row['metrics'][key]:.3f}" if key in row["metrics"] else "-" for key in ("pesq", "stoi")),
         )
     console.print(table)
+    console.print(
+        "coded: whether it has a context model, with which files take fewer bits than that; see q2d2 context.",
+        style="dim",
+    )
     console.print(
         f"live: the least lag of encode --live and decode, at {RECORDING_RATE} Hz in blocks of {LIVE_BLOCK_SECONDS} s.",
         style="dim",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import subprocess
 import tempfile
@@ -37,14 +38,19 @@ class Q2D2Subject(CodecSubject):
         model: as `Codec.from_pretrained` takes it.
         device: the same.
         effort: as `Codec.encode` takes it.
+        rate_weight: there, too.
     """
 
-    def __init__(self, model: str, device: str, effort: int = 0) -> None:
+    def __init__(self, model: str, device: str, effort: int = 0, rate_weight: float = 0.0) -> None:
         from q2d2cli.codec import Codec
+        from q2d2cli.streaming import check_search
 
-        self.codec, self.effort = Codec.from_pretrained(model, device), effort
+        self.codec, self.effort, self.rate_weight = Codec.from_pretrained(model, device), effort, rate_weight
+        check_search(self.codec.header(self.codec.sample_rate, 1, None), effort, rate_weight)
         self.name = self.codec.name + (f", effort {effort}" if effort else "")
+        self.name += f", lambda {rate_weight:g}" if rate_weight else ""
         self.identity = f"q2d2:{self.codec.fingerprint.hex()}" + (f":{effort}" if effort else "")
+        self.identity += f":{rate_weight:g}" if rate_weight else ""
         if self.codec.context is not None:
             self.identity += f":context {self.codec.context.fingerprint.hex()}"
         self.num_quantizers = 1
@@ -53,7 +59,7 @@ class Q2D2Subject(CodecSubject):
 
     def encode(self, audio: np.ndarray, rate: int) -> Any:
         """To `Tokens`."""
-        return self.codec.encode(audio, rate, effort=self.effort)
+        return self.codec.encode(audio, rate, effort=self.effort, rate_weight=self.rate_weight)
 
     def decode(self, encoded: Any, rate: int, num_samples: int) -> np.ndarray:
         """From `Tokens`."""
@@ -284,8 +290,8 @@ def open_subject(spec: str, device: str) -> Subject:
     """A codec from its description.
 
     Args:
-        spec: `q2d2:NAME` or `q2d2:NAME:EFFORT` (or one of `over_channel`), `opus:6`, `codec2:3200`,
-            `speex:8`, `encodec:6`, `dac`, `mimi:8`, `snac` or `original`.
+        spec: `q2d2:NAME`, `q2d2:NAME:EFFORT` or `q2d2:NAME:EFFORT:LAMBDA` (or one of `over_channel`), `opus:6`,
+            `codec2:3200`, `speex:8`, `encodec:6`, `dac`, `mimi:8`, `snac` or `original`.
         device: for neural codecs: `auto`, `cpu`, `cuda`.
 
     Raises:
@@ -303,13 +309,13 @@ def open_subject(spec: str, device: str) -> Subject:
     if kind == "q2d2":
         from q2d2cli.checkpoints import DEFAULT_MODEL
 
-        name, colon, effort = setting.rpartition(":")
-        if not colon or not effort.isdecimal():
-            name, effort = setting, "0"
-        return Q2D2Subject(name or DEFAULT_MODEL, device, int(effort))
+        match = re.fullmatch(r"(.*?)(?::([0-9]+)(?::([0-9]+|[0-9]*\.[0-9]+))?)?", setting)
+        assert match is not None
+        name, effort, rate_weight = match.groups()
+        return Q2D2Subject(name or DEFAULT_MODEL, device, int(effort or 0), float(rate_weight or 0))
     if kind in TOOLS:
         return ToolSubject(kind, setting)
     if kind in PEERS:
         return PEERS[kind](setting, device)
-    known = ", ".join(["q2d2:NAME", "q2d2:NAME:EFFORT", *(f"{name}:RATE" for name in TOOLS), *PEERS, "original"])
+    known = ", ".join(["q2d2:NAME", "q2d2:NAME:EFFORT:LAMBDA", *(f"{name}:RATE" for name in TOOLS), *PEERS, "original"])
     raise UsageError(f"unknown codec {spec!r}: choose from {known}")

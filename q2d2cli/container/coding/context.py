@@ -68,6 +68,29 @@ class ContextModel(ABC):
                 predictor.take(pair, symbols)
         return found
 
+    def bits(self, indices: np.ndarray) -> list[np.ndarray]:
+        """What every point of a pair's grid would cost at each place, given the indices that are there before it.
+
+        Args:
+            indices: `(rows, frames, pairs)` int64, a block each.
+
+        Returns:
+            For each pair `(rows, frames, points)` float32.
+        """
+        rows, frames, pairs = indices.shape
+        found = [np.empty((rows, frames, size), np.float32) for size in self.sizes]
+        predictor = self.begin(rows)
+        for frame in range(frames):
+            for pair in range(pairs):
+                found[pair][:, frame] = costs(predictor.counts(pair))
+                predictor.take(pair, indices[:, frame, pair])
+        return found
+
+
+def costs(counts: np.ndarray) -> np.ndarray:
+    """`(rows, points)` counts to bits, float32."""
+    return np.log2(counts.sum(axis=1, keepdims=True) / counts).astype(np.float32)
+
 
 def spans(counts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
     """`(rows, 3)` int64 start, count and total of `(rows,)` symbols in `(rows, alternatives)` counts."""

@@ -8,11 +8,12 @@ sums, the processor or the library, the counts are the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
 
-from q2d2cli.container.coding.context import ContextModel, Predictor, spans
+from q2d2cli.container.coding.context import ContextModel, Predictor, costs, spans
 from q2d2cli.container.coding.ranges import MAX_TOTAL
 
 ONE = 2**10
@@ -161,7 +162,31 @@ class RecurrentModel(ContextModel):
         return table[logits.astype(np.int32)]
 
     def intervals(self, indices: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """As `ContextModel.intervals`; the states come one after the other, all else at once."""
+        """As `ContextModel.intervals`."""
+        rows, frames, pairs = indices.shape
+        found = np.empty((rows, frames, pairs, 3), np.int64)
+        for part, pair, counts in self._known(indices, lengths):
+            symbols = indices[:, part, pair]
+            found[:, part, pair] = spans(counts, symbols.T.reshape(-1)).reshape(-1, rows, 3).transpose(1, 0, 2)
+        return found
+
+    def bits(self, indices: np.ndarray) -> list[np.ndarray]:
+        """As `ContextModel.bits`."""
+        rows, frames, _ = indices.shape
+        found = [np.empty((rows, frames, size), np.float32) for size in self.sizes]
+        for part, pair, counts in self._known(indices, np.full(rows, frames)):
+            found[pair][:, part] = costs(counts).reshape(-1, rows, self.sizes[pair]).transpose(1, 0, 2)
+        return found
+
+    def _known(self, indices: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[slice, int, np.ndarray]]:
+        """Counts of indices that are all known: the states come one after the other, all else at once.
+
+        Args:
+            indices: as `intervals` takes them, and `lengths`.
+
+        Yields:
+            Some frames, a pair, and its counts `(frames * rows, points)` there.
+        """
         rows, frames, pairs = indices.shape
         state = np.zeros((rows, self.units), np.float32)
         before = np.tile(self.first(), (rows, 1))
@@ -173,15 +198,12 @@ class RecurrentModel(ContextModel):
             state = self.step(state[:alive], state[:alive] @ recurrent, before[:alive])
             states[frame, :alive] = state
             before = indices[:, frame]
-        found = np.empty((frames, rows, pairs, 3), np.int64)
         for begin in range(0, frames, 64):
-            piece = states[begin : begin + 64]
-            sums = piece.reshape(-1, self.units) @ hidden
-            known = indices[:, begin : begin + 64].transpose(1, 0, 2).reshape(-1, pairs)
+            part = slice(begin, begin + 64)
+            sums = states[part].reshape(-1, self.units) @ hidden
+            known = indices[:, part].transpose(1, 0, 2).reshape(-1, pairs)
             for pair in range(pairs):
-                counts = self.counts(pair, sums, known)
-                found[begin : begin + 64, :, pair] = spans(counts, known[:, pair]).reshape(*piece.shape[:2], 3)
-        return found.transpose(1, 0, 2, 3)
+                yield part, pair, self.counts(pair, sums, known)
 
 
 class RecurrentPredictor(Predictor):
