@@ -52,6 +52,7 @@ PLACES = {
     "context model": ("context", "@", "--data", "refs", "-o", "c", *SHORTEST),
     "context data": ("context", "-f", "tiny", "--data", "@", "-o", "c", *SHORTEST),
     "context out": ("context", "tiny", "--data", "refs", "-o", "@", *SHORTEST),
+    "demo host": ("demo", "--port", "0", "--host", "@"),
     "analyze": ("analyze", "@", "-m", "tiny"),
     "analyze out": ("analyze", "refs", "-m", "tiny", "--out", "@"),
     "probe": ("probe", "@", "-m", "tiny"),

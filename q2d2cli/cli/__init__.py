@@ -11,6 +11,7 @@ from q2d2cli.cli import (
     channel,
     context,
     decode,
+    demo,
     detokenize,
     encode,
     evaluate,
@@ -63,6 +64,7 @@ app.command("analyze", no_args_is_help=True)(analyze.analyze)
 app.command("probe", no_args_is_help=True)(probe.probe)
 app.command("tokenize", no_args_is_help=True)(tokenize.tokenize)
 app.command("detokenize", no_args_is_help=True)(detokenize.detokenize)
+app.command("demo")(demo.demo)
 app.command("train", no_args_is_help=True)(train.train)
 app.command("context", no_args_is_help=True)(context.context)
 app.command("export", no_args_is_help=True)(export.export)
