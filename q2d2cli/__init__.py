@@ -15,9 +15,11 @@ __version__ = "0.2.0"
 __all__ = [
     "DEFAULT_MODEL",
     "Codec",
+    "Picture",
     "Q2D2Error",
     "StreamDecoder",
     "StreamEncoder",
+    "Tags",
     "Tokens",
     "UsageError",
     "__version__",
@@ -29,6 +31,7 @@ __all__ = [
 if TYPE_CHECKING:
     from q2d2cli.checkpoints import DEFAULT_MODEL
     from q2d2cli.codec import Codec, Tokens
+    from q2d2cli.container.tags import Picture, Tags
     from q2d2cli.errors import Q2D2Error, UsageError
     from q2d2cli.streaming import StreamDecoder, StreamEncoder
     from q2d2cli.waveforms import info, load, save
@@ -36,9 +39,11 @@ if TYPE_CHECKING:
 HOMES = {
     "DEFAULT_MODEL": "checkpoints",
     "Codec": "codec",
+    "Picture": "container.tags",
     "Q2D2Error": "errors",
     "StreamDecoder": "streaming",
     "StreamEncoder": "streaming",
+    "Tags": "container.tags",
     "Tokens": "codec",
     "UsageError": "errors",
     "info": "waveforms",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +22,7 @@ from q2d2cli.container.coding.context import ContextModel
 from q2d2cli.container.header import FormatError, Header, Payload, block_frames
 from q2d2cli.container.mending import mended
 from q2d2cli.container.stream import PACKED_TOGETHER, Reader, Writer
+from q2d2cli.container.tags import Tags
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output
 from q2d2cli.latency import LIVE_BLOCK_SECONDS, Latency, latency, live_frames
@@ -39,6 +41,7 @@ class Tokens:
         header: model, rates, sample count; `header.num_samples` is never None.
         damaged_blocks: blocks of the robust file they come from whose checksum did not match.
         lost_blocks: blocks that were missing there; their frames hold the points nearest the origin.
+        tags: comments (title, artist, ...) and pictures that `save` and `load` keep.
 
     Raises:
         ValueError: if the indices are no integers, or their shape does not fit the header.
@@ -48,6 +51,7 @@ class Tokens:
     header: Header
     damaged_blocks: int = 0
     lost_blocks: int = 0
+    tags: Tags = field(default_factory=Tags)
 
     def __post_init__(self) -> None:
         indices = as_integers(self.indices, "indices")
@@ -116,7 +120,7 @@ class Tokens:
                     raise UsageError(f"{file} already exists: pass overwrite=True to replace it")
                 file = stack.enter_context(atomic_output(Path(file)))
             check_binary(file)
-            writer = Writer(file, header, PACKED_TOGETHER)
+            writer = Writer(file, header, PACKED_TOGETHER, tags=self.tags)
             writer.write(self.indices.numpy())
             writer.close(self.num_samples)
 
@@ -130,6 +134,8 @@ class Tokens:
             start: where to begin, seconds; the tokens begin with the frame that this time is in. Of a
                 file that can be sought in, only the blocks of the part are read.
             duration: how much audio, seconds; up to the end if None.
+
+        What is damaged of the file's tags is left out with a warning.
 
         Raises:
             UsageError: if `start` or `duration` is negative, or `start` is behind the end.
@@ -150,7 +156,10 @@ class Tokens:
         empty = np.empty((reader.header.channels, 0, reader.header.quantizer.num_indices), np.int64)
         header = replace(reader.header, num_samples=num_samples)
         indices = torch.from_numpy(np.concatenate([empty, *blocks], axis=1)[:, : header.frames_for(num_samples)])
-        return cls(indices, header, reader.damaged_blocks, reader.lost_blocks)
+        for fault in reader.faults:
+            if fault.kind == "tags":
+                warnings.warn(f"{name}: {fault}", stacklevel=2)
+        return cls(indices, header, reader.damaged_blocks, reader.lost_blocks, reader.tags)
 
 
 class Codec:

@@ -12,15 +12,16 @@ from typing import BinaryIO
 
 import numpy as np
 
-from q2d2cli.audio import AudioReader, RawFormat, open_sink
+from q2d2cli.audio import AudioReader, RawFormat, open_sink, output_format, tagged_at_end
 from q2d2cli.codec import Codec, sample_range
 from q2d2cli.concealment import Concealer
 from q2d2cli.container.header import FormatError, Header, Payload
 from q2d2cli.container.mending import Mended, mended
 from q2d2cli.container.payload import coder_for
 from q2d2cli.container.stream import PACKED_TOGETHER, Fault, Reader, Writer
-from q2d2cli.errors import Q2D2Error, report
-from q2d2cli.files import PIPE, atomic_output, open_binary, regular_file
+from q2d2cli.container.tags import TagEdits, Tags
+from q2d2cli.errors import Q2D2Error, UsageError, report
+from q2d2cli.files import PIPE, atomic_output, is_direct, open_binary, regular_file
 from q2d2cli.signals import Stop
 from q2d2cli.streaming import CHUNK_SECONDS, PASS_SECONDS, StreamDecoder
 
@@ -50,11 +51,13 @@ class Summary:
     payload_bytes: int
     """Packed pair indices among them."""
     bit_rate: float
-    """Bits per second of the whole .q2d file, all channels."""
+    """Bits per second of the whole .q2d file but for its tags, all channels."""
     payload_bit_rate: float
     """Bits per second of the payload, all channels."""
     real_time_factor: float
     """Time taken over duration."""
+    tag_bytes: int = 0
+    """Blocks with tags in the .q2d file."""
     damaged_blocks: int = 0
     """Blocks that were decoded although their checksum did not match."""
     lost_blocks: int = 0
@@ -68,7 +71,7 @@ class Summary:
     stopped_by: int = 0
     """The signal that ended a recording (what was heard is in the file), 0 if none did."""
     warnings: tuple[str, ...] = ()
-    """What was wrong with audio that was encoded all the same."""
+    """What was wrong with audio that was encoded all the same, and why tags were left out."""
 
 
 def encode_file(
@@ -84,6 +87,7 @@ def encode_file(
     parity: float | None = None,
     verify: bool = False,
     rate_weight: float = 0.0,
+    tags: TagEdits | None = None,
 ) -> Summary:
     """Encode an audio file (`-`: standard input) to a .q2d file (`-`: standard output).
 
@@ -99,9 +103,10 @@ def encode_file(
         parity: share of the file that may be lost in one stretch and be mended; None for no parity.
         verify: whether to read what was written and compare tokens; `target` is a regular file then.
         rate_weight: as `Codec.encode` takes it.
+        tags: what is to become of the audio file's tags; they are kept if None.
 
     Raises:
-        UsageError: if there is no such file, the target's folder cannot be written to, the
+        UsageError: if there is no such file, the target's folder cannot be written to, the tags are too large, the
             model's grids are too large for a robust payload, or it has no context model for a coded one.
         Q2D2Error: if it is not audio, is empty or holds NaN, or what was written does not hold what was encoded;
             nothing is left at `target` then.
@@ -121,7 +126,8 @@ def encode_file(
         def encoded(seconds: float) -> None:
             if progress:
                 written = writer.frames / writer.header.frame_rate
-                progress(seconds, total, 8 * writer.bytes_written / written if written else 0.0)
+                untagged = writer.bytes_written - writer.tag_bytes
+                progress(seconds, total, 8 * untagged / written if written else 0.0)
 
         encoder = codec.stream_encoder(
             audio.sample_rate,
@@ -135,7 +141,8 @@ def encode_file(
         )
         # Whoever reads along, or records, wants each block as soon as it is there.
         ahead = live is None and regular_file(source, 0) is not None and file.seekable()
-        writer = Writer(file, encoder.header, PACKED_TOGETHER if ahead else 1, parity=parity)
+        together = PACKED_TOGETHER if ahead else 1
+        writer = Writer(file, encoder.header, together, parity=parity, tags=edited_tags(audio, tags or TagEdits()))
         digest = hashlib.sha256()
 
         def put(indices: np.ndarray) -> None:
@@ -157,9 +164,22 @@ def encode_file(
         writer.close(samples)
         if verify:
             check_written(file, target, digest.digest(), samples)
-    counts = (samples, writer.frames, writer.bytes_written, writer.payload_bytes)
+    counts = (samples, writer.frames, writer.bytes_written, writer.payload_bytes, writer.tag_bytes)
     summary = make_summary(source, target, writer.header, *counts, time.monotonic() - started)
     return replace(summary, stopped_by=stop.signal, warnings=tuple(audio.warnings))
+
+
+def edited_tags(audio: AudioReader, edits: TagEdits) -> Tags:
+    """The tags that go with a recording.
+
+    Raises:
+        UsageError: if they are too large.
+    """
+    found = audio.tags() if edits.keep_comments or edits.keep_pictures else Tags()
+    try:
+        return edits.apply(found)
+    except ValueError as error:
+        raise UsageError(f"{audio.name}: {error}") from error
 
 
 def add_tokens(digest: hashlib._Hash, indices: np.ndarray) -> None:
@@ -235,6 +255,7 @@ def decode_file(
     """
     started = time.monotonic()
     name = "standard input" if source == PIPE else str(source)
+    warnings: list[str] = []
     with ExitStack() as stack:
         try:
             opened = stack.enter_context(open_binary(source))
@@ -253,6 +274,9 @@ def decode_file(
                 raise Q2D2Error(f"{name} {error}") from error
             file = stack.enter_context(atomic_output(target))
             known = None if end is None or conceal else end - begin
+            if raw is None and not is_direct(target):
+                form = output_format(target) if target.suffix else "WAV"
+                stack.enter_context(tagged_at_end(file, form, lambda: reader.tags, warnings))
             sink = stack.enter_context(open_sink(file, target, header.original_rate, header.channels, known, raw))
             if live:
                 file.flush()  # the header: a player opens the sound card
@@ -270,7 +294,7 @@ def decode_file(
                     break
         except FormatError as error:
             raise FormatError(f"{name} {error}{'' if conceal else what_is_left(source)}") from error
-    counts = (position - begin, reader.frames, reader.bytes_read, reader.payload_bytes)
+    counts = (position - begin, reader.frames, reader.bytes_read, reader.payload_bytes, reader.tag_bytes)
     summary = make_summary(source, target, header, *counts, time.monotonic() - started)
     whole, payload = reader.rates()
     return replace(
@@ -282,6 +306,7 @@ def decode_file(
         mended_bytes=arrived.mender.mended if isinstance(arrived, Mended) else 0,
         lost_seconds=reader.lost_seconds if conceal else 0.0,
         faults=tuple(reader.faults),
+        warnings=tuple(f"{name}: {warning}" for warning in warnings),
     )
 
 
@@ -342,7 +367,15 @@ def is_live(source: Path, header: Header) -> bool:
 
 
 def make_summary(
-    source: Path, target: Path, header: Header, samples: int, frames: int, q2d_bytes: int, payload: int, seconds: float
+    source: Path,
+    target: Path,
+    header: Header,
+    samples: int,
+    frames: int,
+    q2d_bytes: int,
+    payload: int,
+    tag_bytes: int,
+    seconds: float,
 ) -> Summary:
     """Rates and real-time factor from counts; they are 0 for a file without samples."""
     duration = samples / header.original_rate
@@ -357,7 +390,8 @@ def make_summary(
         frames,
         q2d_bytes,
         payload,
-        8 * q2d_bytes * per_second,
+        8 * (q2d_bytes - tag_bytes) * per_second,
         8 * payload * per_second,
         seconds * per_second,
+        tag_bytes,
     )

@@ -8,13 +8,16 @@ import io
 from q2d2cli.container.header import FormatError
 from q2d2cli.container.mending import Mended
 from q2d2cli.container.stream import Reader
+from q2d2cli.container.tagging import with_tags
+from q2d2cli.container.tags import Picture, Tags
 
 MOST_BYTES = 2**16
 """Longer inputs find nothing that shorter ones do not."""
+TAGS = Tags((("TITLE", "T"),), (Picture(b"x", "image/png"),))
 
 
 def target(data: bytes) -> None:
-    """Read `data` every way there is: strict, concealed, mended, and a part of it.
+    """Read `data` every way there is: strict, concealed, mended, and a part of it; and put tags into it.
 
     Raises:
         AssertionError: if what was read does not fit what was said.
@@ -30,6 +33,11 @@ def target(data: bytes) -> None:
         reader.length()
         for block in reader.part(3 * reader.header.frames_per_block, 4 * reader.header.frames_per_block):
             assert block.frames > 0
+    with contextlib.suppress(FormatError):
+        if len(changed := with_tags(data, TAGS)) < MOST_BYTES:
+            reader = Reader(io.BytesIO(changed))
+            walk(reader)
+            assert reader.tags == TAGS
 
 
 def walk(reader: Reader) -> None:

@@ -5,6 +5,7 @@ from q2d2cli.audio.finding import AUDIO_SUFFIXES, SNDFILE_SUFFIXES, audio_files,
 from q2d2cli.audio.reading import AudioReader, file_seconds, read_mono, read_original
 from q2d2cli.audio.resampling import Resampler, SeekableResampler
 from q2d2cli.audio.sources import SAMPLE_FORMATS, RawFormat
+from q2d2cli.audio.tags import read_picture, tagged_at_end
 from q2d2cli.audio.writing import SoundFileWriter, WavWriter, open_sink, output_format
 
 __all__ = [
@@ -26,4 +27,6 @@ __all__ = [
     "read_list",
     "read_mono",
     "read_original",
+    "read_picture",
+    "tagged_at_end",
 ]

@@ -17,6 +17,8 @@ import soundfile
 from q2d2cli.audio.checking import check_finite
 from q2d2cli.audio.resampling import Resampler
 from q2d2cli.audio.sources import UNSIZED, RawFormat, check_limits, ffmpeg_source, last_message, open_source
+from q2d2cli.audio.tags import read_tags
+from q2d2cli.container.tags import Tags
 from q2d2cli.errors import Q2D2Error, muted, report
 from q2d2cli.files import PIPE, open_binary
 
@@ -57,6 +59,7 @@ class AudioReader:
             if opened is None:
                 opened = stack.enter_context(open_binary(path))
             self._source = open_source(opened, self.name, raw, stack)
+            self._tagged = self._source.descriptor if self._source.seekable else None
             self._file = self._open(stack)
             self.sample_rate: int = self._file.samplerate
             self.channels: int = self._file.channels
@@ -102,6 +105,15 @@ class AudioReader:
             self.warnings.append(
                 f"{self.name} has samples of {peak:.6g} times full scale, which cannot be kept: scale it to +-1 first"
             )
+
+    def tags(self) -> Tags:
+        """Tags of a file, not of a pipe that is read as it comes; what keeps any of them out is among the warnings."""
+        if self._tagged is None:
+            return Tags()
+        tags, problem = read_tags(self._tagged, self._file)
+        if problem:
+            self.warnings.append(f"{self.name}: {problem}")
+        return tags
 
     def _open(self, stack: ExitStack) -> soundfile.SoundFile:
         try:

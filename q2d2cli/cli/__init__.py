@@ -21,6 +21,7 @@ from q2d2cli.cli import (
     models,
     probe,
     repair,
+    tag,
     tokenize,
     train,
 )
@@ -55,6 +56,7 @@ def options(
 app.command("encode", no_args_is_help=True)(encode.encode)
 app.command("decode", no_args_is_help=True)(decode.decode)
 app.command("info", no_args_is_help=True)(info.info)
+app.command("tag", no_args_is_help=True)(tag.tag)
 app.command("repair", no_args_is_help=True)(repair.repair)
 app.command("channel", no_args_is_help=True)(channel.channel)
 app.add_typer(models.app, name="models")

@@ -444,9 +444,10 @@ def damage_line(faults: Sequence[Fault]) -> str:
 def last_line(summary: Summary) -> str:
     """Duration, size, rate and speed of one file; no speed of a clip that is over before it counts."""
     speed = f", real-time factor {summary.real_time_factor:.3f}" if summary.duration >= SHORT else ""
+    tags = f" with {summary.tag_bytes} of tags" if summary.tag_bytes else ""
     return (
-        f"{summary.output}: {summary.duration:.2f} s, {summary.q2d_bytes} bytes, {summary.bit_rate / 1000:.2f} kbit/s "
-        f"({summary.payload_bit_rate / 1000:.2f} payload), {summary.model}{speed}"
+        f"{summary.output}: {summary.duration:.2f} s, {summary.q2d_bytes} bytes{tags}, "
+        f"{summary.bit_rate / 1000:.2f} kbit/s ({summary.payload_bit_rate / 1000:.2f} payload), {summary.model}{speed}"
     )
 
 

@@ -27,6 +27,19 @@ from q2d2cli.cli.common import (
     plan,
     raw_format,
 )
+from q2d2cli.cli.tag import (
+    PANEL,
+    Album,
+    Artist,
+    Comment,
+    Date,
+    Genre,
+    Pictures,
+    Title,
+    Track,
+    edits_of,
+    named_texts,
+)
 from q2d2cli.errors import UsageError
 from q2d2cli.files import is_direct, regular_file
 from q2d2cli.latency import LIVE_BLOCK_SECONDS
@@ -98,6 +111,22 @@ def encode(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read what was written and compare tokens; if not the same, remove it.")
     ] = False,
+    title: Title = None,
+    artist: Artist = None,
+    album: Album = None,
+    date: Date = None,
+    genre: Genre = None,
+    tracknumber: Track = None,
+    comment: Comment = None,
+    picture: Pictures = None,
+    discard_comments: Annotated[
+        bool,
+        typer.Option("--discard-comments", help="Do not copy the input's tags.", rich_help_panel=PANEL),
+    ] = False,
+    discard_pictures: Annotated[
+        bool,
+        typer.Option("--discard-pictures", help="Do not copy the input's pictures.", rich_help_panel=PANEL),
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -106,6 +135,8 @@ def encode(
     q2d2 encode in.wav out.q2d
 
     q2d2 encode FOLDER --out-dir OUT
+
+    q2d2 encode --title "A talk" --picture cover.jpg in.wav
 
     arecord -f cd | q2d2 encode - - > out.q2d
 
@@ -126,6 +157,8 @@ def encode(
         raise UsageError("--block is the size of the blocks of --live: give that, too")
     if verify and any(is_direct(target) for _, target in planned.jobs):
         raise UsageError("--verify reads the output again, and a pipe or device gives nothing back: name a file")
+    texts = named_texts(title, artist, album, date, genre, tracknumber)
+    tags = edits_of(texts, comment, picture, not discard_comments, not discard_pictures)
     seconds = (LIVE_BLOCK_SECONDS if block is None else block) if live else None
     from q2d2cli.codec import Codec
     from q2d2cli.passes import files_at_once
@@ -148,6 +181,7 @@ def encode(
             parity=mendable,
             verify=verify,
             rate_weight=rate_weight,
+            tags=tags,
         )
 
     return convert_all(planned, out_dir, force, quiet, as_json, convert, 1 if effort else files_at_once())

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 import typer
 
 from q2d2cli.cli.common import Json, damage_line
+from q2d2cli.cli.tag import picture_line, printable
 from q2d2cli.errors import Q2D2Error, report
+
+if TYPE_CHECKING:
+    from q2d2cli.container.tags import Tags
+
+LONGEST_TEXT = 120
+"""Characters of a tag that are shown."""
 
 
 def info(
@@ -32,7 +39,8 @@ def info(
             report(f"{path} {damage_line(facts['faults'])}")
             code = max(code, Q2D2Error.exit_code)
         if as_json:
-            print(json.dumps(facts | {"faults": [asdict(fault) for fault in facts["faults"]]}))
+            faults = [asdict(fault) for fault in facts["faults"]]
+            print(json.dumps(facts | {"faults": faults, "tags": tag_facts(facts["tags"])}))
         else:
             if number:
                 print()
@@ -97,11 +105,32 @@ def facts_of(path: Path) -> dict[str, Any]:
         "parity_blocks": reader.parity_blocks,
         **(parity_facts(path) if reader.parity_blocks and path != PIPE else {}),
         "metadata_blocks": reader.metadata_blocks,
+        "tags": reader.tags,
+        "tag_bytes": reader.tag_bytes,
         "bytes": reader.bytes_read,
         "payload_bytes": reader.payload_bytes,
         "bit_rate": reader.rates()[0] or None,
         "payload_bit_rate": rate,
     }
+
+
+def tag_facts(tags: Tags) -> dict[str, Any]:
+    """Comments by their names, and what there is to say of pictures."""
+    comments: dict[str, list[str]] = {}
+    for name, value in tags.comments:
+        comments.setdefault(name.upper(), []).append(value)
+    pictures = [
+        {
+            "kind": picture.shows,
+            "mime": picture.mime,
+            "description": picture.description,
+            "width": picture.width,
+            "height": picture.height,
+            "bytes": len(picture.data),
+        }
+        for picture in tags.pictures
+    ]
+    return {"comments": comments, "pictures": pictures}
 
 
 def parity_facts(path: Path) -> dict[str, Any]:
@@ -169,6 +198,12 @@ def as_text(facts: dict[str, Any]) -> str:
         ("payload", payload),
         ("model", f"{facts['model']}, weights {facts['fingerprint']}"),
     ]
+    tags = facts["tags"]
+    if tags:
+        counts = f"{len(tags.comments)} comments, {len(tags.pictures)} pictures"
+        rows.append(("tags", f"{counts}, {facts['tag_bytes']} bytes that do not count in the bit rate"))
+        rows += [("", cut(f"{name}={printable(text)}")) for name, text in tags.comments]
+        rows += [("", picture_line(picture)) for picture in tags.pictures]
     if facts.get("window_bytes"):
         rows.append(("parity", f"mends {facts['mendable_bytes']} lost bytes in {facts['window_bytes']}"))
         if facts["faults"]:
@@ -176,3 +211,8 @@ def as_text(facts: dict[str, Any]) -> str:
             rows.append(("repair", f"q2d2 repair mends {rest}" if facts["mended_bytes"] else "cannot be mended"))
     rows += [("damage", str(fault)) for fault in facts["faults"]]
     return "\n".join(f"{name:<10} {value}" for name, value in rows)
+
+
+def cut(text: str) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 4]} ..."
