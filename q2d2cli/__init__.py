@@ -1,9 +1,13 @@
 """q2d2: a neural audio codec with two-dimensional quantization.
 
+>>> import torch
 >>> from q2d2cli import Codec
 >>> codec = Codec.from_pretrained("speech-3k")
->>> tokens = codec.encode(waveform, sample_rate)
->>> waveform = codec.decode(tokens)
+>>> tokens = codec.encode(torch.zeros(16_000), sample_rate=16_000)
+>>> tokens.tokens.shape  # one channel, 167 frames
+torch.Size([1, 167])
+>>> codec.decode(tokens).shape
+torch.Size([1, 16000])
 """
 
 from __future__ import annotations

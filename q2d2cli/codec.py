@@ -45,6 +45,18 @@ class Tokens:
 
     Raises:
         ValueError: if the indices are no integers, or their shape does not fit the header.
+
+    Examples:
+        >>> import io
+        >>> codec = Codec.from_pretrained("speech-3k", device="cpu")
+        >>> tokens = codec.tokens([214135, 700916, 761928])  # of a language model, say
+        >>> tokens.indices.shape
+        torch.Size([1, 3, 3])
+        >>> file = io.BytesIO()
+        >>> tokens.save(file)
+        >>> _ = file.seek(0)
+        >>> Tokens.load(file).tokens
+        tensor([[214135, 700916, 761928]])
     """
 
     indices: Tensor
@@ -173,6 +185,17 @@ class Codec:
         fingerprint: identifies the weights (8 bytes).
         device: where it computes.
         context: the context model for entropy coding; None if there is none for these weights.
+
+    Examples:
+        >>> codec = Codec.from_pretrained("speech-3k", device="cpu")
+        >>> stereo = torch.zeros(2, 22_050)
+        >>> tokens = codec.encode(stereo, sample_rate=22_050)
+        >>> tokens.tokens.shape, tokens.indices.shape
+        (torch.Size([2, 167]), torch.Size([2, 167, 3]))
+        >>> codec.decode(tokens).shape
+        torch.Size([2, 22050])
+        >>> codec.quantizer.codebook_size, round(codec.frame_rate, 1), round(codec.bit_rate)
+        (1047625, 166.7, 3333)
     """
 
     def __init__(

@@ -1,6 +1,12 @@
 """`load`, `save` and `info`: .q2d files with the arguments that torchaudio's functions of these names have.
 
->>> waveform, sample_rate = q2d2cli.load("speech.q2d", frame_offset=16_000, num_frames=8000)
+>>> import torch, q2d2cli
+>>> q2d2cli.save("silence.q2d", torch.zeros(1, 16_000), 16_000)
+>>> q2d2cli.info("silence.q2d")
+AudioInfo(sample_rate=16000, num_frames=16000, num_channels=1, bits_per_sample=0, encoding='Q2D')
+>>> waveform, sample_rate = q2d2cli.load("silence.q2d", frame_offset=8000, num_frames=4000)
+>>> waveform.shape, sample_rate
+(torch.Size([1, 4000]), 16000)
 """
 
 from __future__ import annotations

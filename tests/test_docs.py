@@ -1,11 +1,16 @@
-"""The documentation: promises name tests that exist, and what it shows is run."""
+"""The documentation: promises name tests that exist, what it shows is run, and the site is built strictly."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import doctest
+import importlib
+import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +61,57 @@ def test_links_inside_the_repository_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if "://" not in target:
             assert (DOCS / target).exists(), f"{page} links to {target}"
+
+
+@pytest.mark.parametrize(
+    "module", ["", ".codec", ".waveforms", ".quantizers", ".quantizers.q2d2", ".quantizers.base", ".quantizers.spec"]
+)
+def test_examples_in_docstrings(module: str, tmp_path: Path) -> None:
+    with contextlib.chdir(tmp_path):
+        result = doctest.testmod(importlib.import_module(f"q2d2cli{module}"))
+    assert result.failed == 0
+    assert result.attempted > 1
+
+
+def test_examples_on_pages(tmp_path: Path) -> None:
+    assert doctest.testfile(str(DOCS / "method.md"), module_relative=False).failed == 0
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    with contextlib.chdir(tmp_path):
+        exec(compile(code, f"<{code}>", "exec"), {})
+    assert (tmp_path / "speech.q2d").is_file()
+
+
+def test_pictures_are_those_of_their_script() -> None:
+    spec = importlib.util.spec_from_file_location("grids", DOCS / "grids.py")
+    assert spec is not None
+    assert spec.loader is not None
+    grids = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(grids)
+    number = re.compile(r"-?\d+\.\d+")
+    for name, draw in grids.PICTURES.items():
+        there, made = (DOCS / name).read_text("utf-8"), draw()
+        assert number.sub("", there) == number.sub("", made), f"run docs/grids.py: {name} has changed"
+        assert np.allclose([*map(float, number.findall(there))], [*map(float, number.findall(made))], atol=0.11)
+
+
+def test_the_site_is_built_strictly_and_asks_no_other_host(tmp_path: Path) -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert built.returncode == 0, built.stderr
+    commands = (tmp_path / "commands.html").read_text("utf-8")
+    for word in ("q2d2 encode", "q2d2 models pull", "q2d2 demo", "--effort", "--conceal", "--packet-loss"):
+        assert word in commands
+    reference = (tmp_path / "reference.html").read_text("utf-8")
+    for word in ("from_pretrained", "encode_batch", "stream_encoder", "indices_to_tokens", "UsageError"):
+        assert word in reference
+    assert {path.name for path in (tmp_path / "models").glob("*.html")} >= {"speech-7k.html"}
+    for page in tmp_path.rglob("*.html"):
+        text = page.read_text("utf-8")
+        assert not re.search(r"<(?:script|img|iframe)[^>]*src=.?https?:", text), page
+        assert not re.search(r"<link[^>]*rel=.?(?:stylesheet|preconnect)[^>]*href=.?https?:", text), page

@@ -2,9 +2,14 @@
 
 Each is a module that stands on its own:
 
+>>> import torch
 >>> from q2d2cli.quantizers import Q2D2, QuantizerSpec
 >>> quantizer = Q2D2(QuantizerSpec("rhombic", (9, 9, 7, 7, 7, 7)), dim=512)
->>> features, indices, loss, values = quantizer(x)  # x: (batch, frames, 512)
+>>> features, indices, loss, values = quantizer(torch.zeros(2, 10, 512))  # (batch, frames, dim)
+>>> features.shape, indices.shape
+(torch.Size([2, 10, 512]), torch.Size([2, 10, 3]))
+>>> torch.allclose(quantizer.decode(indices), features, atol=1e-6)
+True
 
 `spec` and `geometry` (kinds, sizes, rates, points) import no torch.
 """

@@ -112,6 +112,13 @@ def indices_to_tokens(indices: Tensor, spec: QuantizerSpec) -> Tensor:
 
     Raises:
         ValueError: if an index is no integer or out of range, or the codebook does not fit 63 bits.
+
+    Examples:
+        >>> spec = QuantizerSpec("rhombic", (9, 9, 7, 7, 7, 7))
+        >>> indices_to_tokens(torch.tensor([[1, 2, 3]]), spec)  # 1 + 2 * 145 + 3 * 145 * 85
+        tensor([37266])
+        >>> tokens_to_indices(torch.tensor([37266]), spec)
+        tensor([[1, 2, 3]])
     """
     check_codebook_fits(spec)
     check_indices(indices, spec)

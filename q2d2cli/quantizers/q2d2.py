@@ -36,6 +36,16 @@ class Q2D2(Quantizer):
         hexagonal_offset: shift of a hexagonal grid's rows in units of `dx`; 1/4 in the method.
         gradient: `straight-through`, or `rotation`: the gradient turned and scaled as each pair
             was (the rotation trick, Fifty et al. 2024).
+
+    Examples:
+        >>> quantizer = Q2D2(QuantizerSpec("hexagonal", (7, 7, 7, 7)), dim=16)
+        >>> x = torch.randn(2, 10, 16)
+        >>> quantizer(x).indices.shape
+        torch.Size([2, 10, 2])
+        >>> quantizer.encode(x.bfloat16().float()).equal(quantizer.encode(x.bfloat16()))
+        True
+        >>> quantizer.decode(quantizer.encode(x)).shape
+        torch.Size([2, 10, 16])
     """
 
     bound: Tensor

@@ -38,6 +38,13 @@ class QuantizerSpec:
             of the dimensions snapped together, an even level in a rhombic grid or a lattice, a lattice with
             more than 2**20 points, several levels for `vq`, or different ones for `rvq`. The message names
             the value.
+
+    Examples:
+        >>> spec = QuantizerSpec("rhombic", (9, 9, 7, 7, 7, 7))
+        >>> spec.sizes, spec.codebook_size
+        ((145, 85, 85), 1047625)
+        >>> round(spec.bits_per_frame, 4), round(spec.bit_rate(sample_rate=24_000, hop=144))
+        (19.9987, 3333)
     """
 
     kind: str
