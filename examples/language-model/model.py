@@ -32,8 +32,8 @@ class LanguageConfig:
     audio: dict[str, Any]
     text: bool
     context: int = 1536
-    dim: int = 256
-    layers: int = 6
+    dim: int = 192
+    layers: int = 4
     heads: int = 4
 
     @property

@@ -1,16 +1,16 @@
 """Trains a next-token model on what `q2d2 tokenize` has written, and says how well it predicts clips it has not seen.
 
-python train.py TOKENS --out RUN [--text] [--minutes 10]
+python train.py TOKENS --out RUN [--text] [--minutes 10] [--held-out test/]
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import random
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,48 +28,69 @@ def main() -> None:
     parser.add_argument("tokens", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--text", action="store_true", help="text in front of the audio: a toy text-to-speech")
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--held-out", default="test/", help="clips whose ids begin so are not learned from")
+    parser.add_argument("--minutes", type=float, default=10.0, help="processor time of all cores together")
     parser.add_argument("--steps", type=int, help="instead of minutes")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     for name in ("context", "dim", "layers", "heads"):
         parser.add_argument(f"--{name}", type=int, default=getattr(LanguageConfig, name))
     given = parser.parse_args()
     torch.manual_seed(given.seed)
-    files = sorted((given.tokens / "data").glob("*.parquet"))
-    audio = json.loads(pyarrow.parquet.read_schema(files[0]).metadata[b"q2d2"])
-    table = pyarrow.parquet.ParquetDataset(files).read()
-    rows = [row for row in table.to_pylist() if row["text"] or not given.text]
-    held_out = [row for row in rows if hashlib.sha256(row["id"].encode()).digest()[0] < 13]  # one in twenty
-    train = [row for row in rows if row not in held_out]
+    audio, rows = read_tokens(given.tokens)
+    rows = [row for row in rows if row["text"] or not given.text]
+    train = [row for row in rows if not row["id"].startswith(given.held_out)]
+    held_out = [row for row in rows if row["id"].startswith(given.held_out)]
+    if not train or not held_out:
+        parser.error(f"{len(held_out)} of {len(rows)} clips have ids that begin with {given.held_out!r}: give another")
     config = LanguageConfig(audio, given.text, given.context, given.dim, given.layers, given.heads)
     model = LanguageModel(config)
     weights = sum(parameter.numel() for parameter in model.parameters())
     print(f"{len(train)} clips to learn, {len(held_out)} to test, {weights / 1e6:.2f} million weights", flush=True)
-    fit(model, train, given)
+    minutes = fit(model, train, given)
     save(given.out, model)
+    about = {"tokens": str(given.tokens.resolve()), "held_out": given.held_out, "minutes": round(minutes, 1)}
+    (given.out / "training.json").write_text(json.dumps(about, indent=1))
     print(json.dumps(measure(model, held_out)))
 
 
-def fit(model: LanguageModel, rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
-    """Train for so many minutes or steps."""
-    rng, started = random.Random(given.seed), time.monotonic()
+def read_tokens(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What an output of `q2d2 tokenize` says of its ids, and its clips."""
+    files = sorted((folder / "data").glob("*.parquet"))
+    audio = json.loads(pyarrow.parquet.read_schema(files[0]).metadata[b"q2d2"])
+    return audio, pyarrow.parquet.ParquetDataset(files).read().to_pylist()
+
+
+def fit(model: LanguageModel, rows: list[dict[str, Any]], given: argparse.Namespace) -> float:
+    """Train for so many minutes or steps; gives the minutes of processor time that it took."""
+    rng, started = random.Random(given.seed), time.process_time()
     optimizer = torch.optim.AdamW(model.parameters(), given.rate, betas=(0.9, 0.95), weight_decay=0.01)
-    step, done = 0, 0.0
+    rows = sorted(rows, key=lambda row: row["n_frames"])  # clips of a batch are about as long as each other
+    step, done, minutes = 0, 0.0, 0.0
     while done < 1.0:
         for group in optimizer.param_groups:
-            group["lr"] = given.rate * min(1.0, (step + 1) / 50, 0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2)
-        batch = [example(model.config, rng.choice(rows), rng) for _ in range(given.batch)]
-        loss = loss_of(model, batch).mean()
+            group["lr"] = given.rate * min(1.0, (step + 1) / 20, 0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2)
+        first = rng.randint(0, max(0, len(rows) - given.batch))
+        batch = [example(model.config, row, rng) for row in rows[first : first + given.batch]]
+        with half():
+            loss = loss_of(model, batch).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
-        done = step / given.steps if given.steps else (time.monotonic() - started) / 60 / given.minutes
+        minutes = (time.process_time() - started) / 60
+        done = step / given.steps if given.steps else minutes / given.minutes
         if step % 50 == 0 or done >= 1:
             print(f"step {step}, {100 * done:.0f}%, {loss.item() / math.log(2):.3f} bits an id", flush=True)
+    return minutes
+
+
+def half() -> AbstractContextManager[None]:
+    """Compute in bfloat16 where the processor has instructions for it."""
+    able = any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return torch.autocast("cpu", torch.bfloat16, enabled=able)
 
 
 def example(config: LanguageConfig, row: dict[str, Any], rng: random.Random | None) -> tuple[list[int], int]:
@@ -94,24 +115,24 @@ def loss_of(model: LanguageModel, batch: list[tuple[list[int], int]]) -> torch.T
     for number, (ids, before) in enumerate(batch):
         inputs[number, : len(ids) - 1] = torch.tensor(ids[:-1])
         targets[number, before - 1 : len(ids) - 1] = torch.tensor(ids[before:])
-    nats = F.cross_entropy(model(inputs).transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
+    nats = F.cross_entropy(model(inputs).float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
     return nats[targets != IGNORE]
 
 
 @torch.inference_mode()
+def bits_of(model: LanguageModel, rows: list[dict[str, Any]]) -> float:
+    """Bits of an id of the beginnings of clips, as far as the context goes."""
+    found = [loss_of(model, [example(model.config, row, None)]) for row in rows]
+    return float(torch.cat(found).mean()) / math.log(2)
+
+
 def measure(model: LanguageModel, rows: list[dict[str, Any]]) -> dict[str, float]:
     """How well the beginnings of unseen clips are predicted: of an id, and of a second of speech."""
-    nats, ids = 0.0, 0
-    for row in rows:
-        found = loss_of(model, [example(model.config, row, None)])
-        nats, ids = nats + float(found.sum()), ids + len(found)
-    audio = model.config.audio
-    per_second = audio["frame_rate"] * audio["ids_per_frame"]
-    bits = nats / math.log(2) / ids
+    audio, bits = model.config.audio, bits_of(model, rows)
     even = sum(math.log2(size) for size in audio["pair_sizes"]) * audio["frame_rate"]
     return {
         "perplexity": round(2**bits, 2),
-        "bits_per_second": round(bits * per_second, 1),
+        "bits_per_second": round(bits * audio["ids_per_frame"] * audio["frame_rate"], 1),
         "bits_per_second_if_all_were_as_likely": round(even, 1),
     }
 
