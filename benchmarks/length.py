@@ -1,14 +1,14 @@
 """Time and peak memory of `q2d2 encode` and `q2d2 decode` against the length of the recording.
 
-    python benchmarks/length.py [SECONDS ...]
+    python benchmarks/length.py [--model NAME] [SECONDS ...]
 
-Without arguments a minute, an hour and ten hours, which takes as long as that is: some minutes for each hour. The
-recording is made as it is fed to the encoder through a pipe, and what the decoder gives is counted and thrown away;
+Without lengths a minute, ten minutes, an hour and ten hours, which takes some minutes for each hour. The recording is made as it is fed to the encoder through a pipe, and what the decoder gives is counted and thrown away;
 only the .q2d file is kept, until the end.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -24,32 +24,28 @@ import numpy as np
 from q2d2cli.checkpoints import DEFAULT_MODEL
 
 RATE = 16_000
-LENGTHS = (60, 3600, 36_000)
+LENGTHS = (60, 600, 3600, 36_000)
 COMMAND = [sys.executable, "-m", "q2d2cli"]
 
 
 def main() -> None:
-    lengths = [int(argument) for argument in sys.argv[1:]] or LENGTHS
-    print(f"{DEFAULT_MODEL}, {RATE} Hz mono, {os.cpu_count()} CPU cores")
-    print("| length | encode | peak memory | decode | peak memory | .q2d |")
-    print("|---|---|---|---|---|---|")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("seconds", type=int, nargs="*", default=LENGTHS)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    arguments = parser.parse_args()
+    print(f"{arguments.model}, {RATE} Hz mono, {os.cpu_count()} CPU cores")
+    print("| length | encode | processor time | peak memory | decode | processor time | peak memory | .q2d |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for seconds in lengths:
+        for seconds in arguments.seconds:
             path = Path(folder) / f"{seconds}.q2d"
-            encoded = encode(seconds, path)
-            decoded = decode(seconds, path)
-            size = path.stat().st_size / 1e6
-            print(f"| {clock(seconds)} | {cost(*encoded)} | {cost(*decoded)} | {size:.2f} MB |", flush=True)
+            print(f"| {clock(seconds)} | {encode(seconds, path, arguments.model)} |", end=" ", flush=True)
+            print(f"{decode(seconds, path)} | {path.stat().st_size / 1e6:.2f} MB |", flush=True)
 
 
 def clock(seconds: int) -> str:
     """`h:mm:ss`."""
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-
-def cost(seconds: float, megabytes: float) -> str:
-    """Two cells of the table."""
-    return f"{seconds:.1f} s | {megabytes:.0f} MB"
 
 
 def recording(seconds: int) -> Iterator[bytes]:
@@ -66,9 +62,9 @@ def recording(seconds: int) -> Iterator[bytes]:
         yield (audio.clip(-1, 1) * 32767).astype("<i2").tobytes()
 
 
-def encode(seconds: int, path: Path) -> tuple[float, float]:
-    """Seconds taken and megabytes used at most."""
-    options = ["encode", "--raw", "--rate", str(RATE), "-q", "-", str(path)]
+def encode(seconds: int, path: Path, model: str) -> str:
+    """Encode; what it took, as cells of the table."""
+    options = ["encode", "--raw", "--rate", str(RATE), "-m", model, "-q", "-", str(path)]
     started = time.monotonic()
     process = subprocess.Popen([*COMMAND, *options], stdin=subprocess.PIPE)
     assert process.stdin
@@ -78,8 +74,8 @@ def encode(seconds: int, path: Path) -> tuple[float, float]:
     return ended(process, started)
 
 
-def decode(seconds: int, path: Path) -> tuple[float, float]:
-    """Seconds taken and megabytes used at most."""
+def decode(seconds: int, path: Path) -> str:
+    """Decode; what it took, as cells of the table."""
     started = time.monotonic()
     process = subprocess.Popen([*COMMAND, "decode", "--raw", "-q", str(path), "-"], stdout=subprocess.PIPE)
     assert process.stdout
@@ -101,13 +97,14 @@ def count(pipe: BinaryIO) -> int:
     return total
 
 
-def ended(process: subprocess.Popen[bytes], started: float) -> tuple[float, float]:
-    """Wait for a command; seconds since it was started, and megabytes it used at most."""
+def ended(process: subprocess.Popen[bytes], started: float) -> str:
+    """Wait for a command; seconds since it was started, of processor time, and megabytes it used at most, as cells."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{process.args} failed")
-    return time.monotonic() - started, usage.ru_maxrss * 1024 / 1e6
+    wall, busy, most = time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6
+    return f"{wall:.0f} s | {busy:.0f} s | {most:.0f} MB"
 
 
 if __name__ == "__main__":

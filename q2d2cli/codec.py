@@ -159,7 +159,8 @@ class Tokens:
             with ExitStack() as stack:
                 opened = stack.enter_context(open(file, "rb")) if isinstance(file, str | Path) else file
                 check_binary(opened)
-                reader = Reader(opened if start or duration is not None else mended(opened))
+                part = (lambda _: (start, duration)) if start or duration is not None else None
+                reader = Reader(mended(opened, part))
                 blocks, num_samples = read_part(reader, start, duration)
         except OSError as error:
             raise UsageError(f"cannot read {name}: {error.strerror}") from error

@@ -259,8 +259,7 @@ def decode_file(
     with ExitStack() as stack:
         try:
             opened = stack.enter_context(open_binary(source))
-            # Where only a part is read there is no parity to mend it by.
-            arrived = opened if start or duration is not None else mended(opened)
+            arrived = mended(opened, (lambda _: (start, duration)) if start or duration is not None else None)
             reader = Reader(arrived, conceal)
             header = at_rate(reader.header, rate)
             begin, end = sample_range(header, converted(reader.length(), reader.header, header), start, duration)
@@ -292,6 +291,8 @@ def decode_file(
                     progress((position - begin) / header.original_rate, total, reader.rates()[0])
                 if position == end:
                     break
+            if conceal and reader.nothing_left and not start and duration is None:
+                raise FormatError("is damaged all over: none of its blocks can be read, and there is nothing to decode")
         except FormatError as error:
             raise FormatError(f"{name} {error}{'' if conceal else what_is_left(source)}") from error
     counts = (position - begin, reader.frames, reader.bytes_read, reader.payload_bytes, reader.tag_bytes)
@@ -357,6 +358,8 @@ def what_is_left(source: Path) -> str:
                 pass
     except FormatError:
         return ""
+    if reader.nothing_left:
+        return "; none of its blocks can be read"
     lost = f"{reader.lost_seconds:.2f} s would be lost" if reader.lost_seconds else "no sound would be lost"
     return f"; {lost}: --conceal decodes the rest"
 

@@ -12,6 +12,7 @@ AudioInfo(sample_rate=16000, num_frames=16000, num_channels=1, bits_per_sample=0
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from q2d2cli.checkpoints import DEFAULT_MODEL, find_weights
 from q2d2cli.codec import Codec
-from q2d2cli.container.header import FormatError
-from q2d2cli.container.mending import mended
+from q2d2cli.container.header import FormatError, Header
+from q2d2cli.container.mending import Part, mended
 from q2d2cli.container.stream import Reader
 from q2d2cli.errors import UsageError
 from q2d2cli.files import open_binary
@@ -78,8 +79,7 @@ def load(
         raise UsageError(f"num_frames is {num_frames}: give -1 for all, or 0 or more samples")
     try:
         with open_binary(Path(uri)) as file:
-            # Where only a part is read there is no parity to mend it by.
-            reader = Reader(file if frame_offset or num_frames >= 0 else mended(file))
+            reader = Reader(mended(file, wanted_part(frame_offset, num_frames)))
             header = reader.header
             codec = _codec(model or str(find_weights(header.model, header.fingerprint).folder), device)
             length = reader.length()
@@ -97,6 +97,16 @@ def load(
         raise FormatError(f"{uri} {error}") from error
     waveform = torch.from_numpy(np.concatenate(pieces, axis=1))
     return waveform if channels_first else waveform.T, header.original_rate
+
+
+def wanted_part(frame_offset: int, num_frames: int) -> Callable[[Header], Part] | None:
+    """Start and duration in seconds of what `load` takes; None for all."""
+    if not frame_offset and num_frames < 0:
+        return None
+    return lambda header: (
+        frame_offset / header.original_rate,
+        None if num_frames < 0 else num_frames / header.original_rate,
+    )
 
 
 def save(

@@ -20,6 +20,7 @@ from q2d2cli import Codec
 from q2d2cli.concealment import Concealer
 from q2d2cli.container.header import FormatError
 from q2d2cli.container.stream import Block, Reader, Writer
+from q2d2cli.transcode import decode_file
 
 HEADER = make_header()
 FRAMES = 95
@@ -140,6 +141,104 @@ def test_joined_and_repeated() -> None:
     np.testing.assert_array_equal(indices, INDICES)
     assert sound.all()
     assert {fault.kind for fault in reader.faults} == {"foreign"}
+
+
+def robust_file(frames: int, known: bool = True) -> tuple[bytes, np.ndarray]:
+    header = make_header(payload="robust", channels=1, num_samples=samples_of(frames) if known else None)
+    indices, file = draw_indices(header, frames), io.BytesIO()
+    if not known:
+        file.seekable = lambda: False  # type: ignore[method-assign]
+    writer = Writer(file, header)
+    writer.write(indices)
+    writer.close(samples_of(frames))
+    return file.getvalue(), indices
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), known=st.booleans(), frames=st.sampled_from([1000, 2005]))
+def test_blocks_of_robust_files_are_found_by_their_places(seed: int, known: bool, frames: int) -> None:
+    """One byte in a hundred is changed, heads among them: hardly a block is whole, and nearly all indices are right."""
+    data, indices = robust_file(frames, known)
+    begin, rng = blocks_of(data)[0].offset, np.random.default_rng(seed)
+    bad = np.frombuffer(data, np.uint8).copy()
+    places = begin + rng.choice(len(bad) - begin, len(bad) // 100, replace=False)
+    bad[places] ^= rng.integers(1, 256, len(places), dtype=np.uint8)
+    reader = Reader(io.BytesIO(bad.tobytes()), conceal=True)
+    there = [(block, reader.unpack(block)) for block in reader.blocks() if block.state != "lost"]
+    right = sum((found == indices[:, block.first : block.first + block.frames]).sum() for block, found in there)
+    assert right > 0.93 * indices.size
+    assert reader.lost_seconds < 0.04 * frames / header_rate(reader)
+    assert reader.frames <= frames
+
+
+def header_rate(reader: Reader) -> float:
+    return reader.header.frame_rate
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hit=st.integers(0, 99),
+    place=st.integers(0, 2),
+    error=st.integers(1, 255),
+    gone=st.sets(st.integers(0, 99), max_size=3),
+    known=st.booleans(),
+)
+def test_a_damaged_head_of_a_robust_file_costs_nothing(
+    hit: int, place: int, error: int, gone: set[int], known: bool
+) -> None:
+    data, indices = robust_file(1000, known)
+    blocks = blocks_of(data)
+    bad = bytearray(data)
+    bad[blocks[hit].offset + place] ^= error
+    gone -= {hit + n for n in range(-1, 3)}  # the place of a block is known by what follows it
+    parts = [bytes(bad[: blocks[0].offset])]
+    parts += [bytes(bad[block.offset : block.end]) for number, block in enumerate(blocks) if number not in gone]
+    reader = Reader(io.BytesIO(b"".join([*parts, bytes(bad[blocks[-1].end :])])), conceal=True)
+    found = list(reader.blocks())
+    assert sum(block.frames for block in found) == 1000
+    for block in found:
+        if block.state != "lost":
+            np.testing.assert_array_equal(
+                reader.unpack(block), indices[:, block.first : block.first + block.frames], err_msg=str(block)
+            )
+    lost = {block.first // 10 + n for block in found if block.state == "lost" for n in range(block.frames // 10)}
+    assert lost == gone
+    assert reader.lost_seconds == pytest.approx(len(gone) * 10 * 0.002)
+    assert not reader.nothing_left
+
+
+@pytest.mark.parametrize("kind", ["packed", "robust"])
+def test_a_wrong_byte_of_the_header_is_known_from_its_checksum(kind: str) -> None:
+    data = whole_file() if kind == "packed" else robust_file(200)[0]
+    expected, begin = Reader(io.BytesIO(data)).header, blocks_of(data)[0].offset
+    for place in range(11, begin):
+        for error in (1, 0x80, 0xFF):
+            bad = data[:place] + bytes([data[place] ^ error]) + data[place + 1 :]
+            with pytest.raises(FormatError, match="checksum of its header"):
+                Reader(io.BytesIO(bad))
+            reader = Reader(io.BytesIO(bad), conceal=True)
+            assert reader.header == expected
+            assert sum(block.frames for block in reader.blocks()) == (FRAMES if kind == "packed" else 200)
+            assert [str(fault) for fault in reader.faults] == [
+                f"byte {place}, in the header (known from its checksum)" if place < begin - 4 else ""
+            ] or place >= begin - 4
+    for place in range(11, begin - 1):
+        bad = data[:place] + bytes([data[place] ^ 7, data[place + 1] ^ 9]) + data[place + 2 :]
+        with pytest.raises(FormatError, match="checksum of its header"):
+            Reader(io.BytesIO(bad), conceal=True)
+
+
+def test_a_file_without_a_block_that_can_be_read_is_not_decoded(tiny_codec: Codec, tmp_path: Path) -> None:
+    path, bad, wav = tmp_path / "whole.q2d", tmp_path / "bad.q2d", tmp_path / "out.wav"
+    long_tokens(tiny_codec, 6.0, 16_000).save(path)
+    data = bytearray(path.read_bytes())
+    for block in Reader(io.BytesIO(bytes(data))).blocks():
+        data[block.begin] ^= 1
+    bad.write_bytes(data)
+    for conceal, words in ((True, "nothing to decode"), (False, "none of its blocks can be read")):
+        with pytest.raises(FormatError, match=words):
+            decode_file(lambda header: tiny_codec, bad, wav, conceal=conceal)
+        assert not wav.exists()
 
 
 # What is heard.

@@ -36,7 +36,8 @@ def protected(part: float, frames: int = FRAMES) -> bytes:
     return file.getvalue()
 
 
-DATA = protected(0.1)
+PROTECTED = {share: protected(share) for share in (0.1, 0.2)}
+DATA = PROTECTED[0.1]
 WINDOW = Reader(io.BytesIO(DATA))
 ALL_BLOCKS = list(WINDOW.blocks())
 LENGTH = ALL_BLOCKS[-1].end
@@ -96,6 +97,31 @@ def test_scattered_damage_lost_blocks_and_parity_itself() -> None:
     for position in range(LENGTH, len(DATA), 97):
         assert mend(DATA[:position] + bytes([DATA[position] ^ 1]) + DATA[position + 1 :])[0] == DATA
     assert mend(DATA[:-3])[0] == DATA
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10**6), part=st.sampled_from([0.1, 0.2]))
+def test_one_byte_in_a_hundred_changed_is_mended_to_the_byte(seed: int, part: float) -> None:
+    """Hardly a block is whole then, of parity as little as of data."""
+    data, rng = PROTECTED[part], np.random.default_rng(seed)
+    bad = np.frombuffer(data, np.uint8).copy()
+    # One parity block must say what it is of: here it is the first.
+    at = Reader(io.BytesIO(data))
+    begin = list(at.blocks())[-1].end
+    places = rng.choice(np.delete(np.arange(len(bad)), np.s_[begin : begin + 20]), len(bad) // 100, replace=False)
+    bad[places] ^= rng.integers(1, 256, len(places), dtype=np.uint8)
+    whole, mended = mend(bad.tobytes())
+    assert whole == data
+    assert mended >= len(places)
+
+
+def test_damaged_parity_alone_is_not_taken_for_right() -> None:
+    """Every byte of the first parity block's head, every way: the window is given as it is, and never changed."""
+    for place in range(LENGTH, LENGTH + 12):
+        for error in (1, 8, 255):
+            bad = DATA[:place] + bytes([DATA[place] ^ error]) + DATA[place + 1 :]
+            whole, _ = mend(bad)
+            assert whole == DATA
 
 
 def test_more_than_that_is_not_made_up() -> None:

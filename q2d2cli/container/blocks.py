@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, NamedTuple, Protocol
 
@@ -309,11 +310,18 @@ class Scanner:
         finally:
             self._at = at
 
-    def search(self, here: bool = False) -> bool:
+    def peek(self, at: int, size: int) -> bytes:
+        """So many bytes from `at` bytes behind here on; fewer if the file ends before."""
+        self._need(at + size)
+        return bytes(self._data[self._at + at : self._at + at + size])
+
+    def search(self, here: bool = False, good_enough: Callable[[BlockHead], bool] | None = None) -> bool:
         """Go on at the next sound block, or where another file begins; False: at the end, there is none.
 
         Args:
             here: whether it may begin here, and not only behind.
+            good_enough: called with the head of a block that is not sound, the scanner standing there: whether to
+                stop there, too.
         """
         checked = 0
         begin = self.offset
@@ -338,7 +346,7 @@ class Scanner:
             checked += head.size
             if checked > CHECKED_AT_LEAST + CHECKED_PER_BYTE * (self.offset - begin):
                 raise FormatError(f"is damaged beyond reading, from byte {begin} on")
-            if self._version.sound(self._data, self._at, head):
+            if self._version.sound(self._data, self._at, head) or (good_enough is not None and good_enough(head)):
                 return True
             if self._at > 2**20:
                 del self._data[: self._at]
@@ -368,8 +376,12 @@ class Scanner:
         return bool(more)
 
 
-def read_header(file: BinaryIO) -> tuple[Header, int]:
+def read_header(file: BinaryIO, mended: list[int] | None = None) -> tuple[Header, int]:
     """Read a header and leave `file` at the first block; returns it and its length in bytes.
+
+    Args:
+        file: open for reading in binary.
+        mended: gets the offset of a byte that was wrong and is known from the checksum; None: that is an error.
 
     Raises:
         FormatError: if this is not a .q2d file, a newer version, truncated or damaged.
@@ -385,7 +397,7 @@ def read_header(file: BinaryIO) -> tuple[Header, int]:
     if major == 1:
         return version1.read_rest(file, prefix)
     if major == VERSION[0]:
-        return version2.read_rest(file, prefix)
+        return version2.read_rest(file, prefix, mended)
     raise FormatError(
         f"has format version {major}.{minor}, and this q2d2 reads versions 1 and {VERSION[0]}: upgrade q2d2"
     )

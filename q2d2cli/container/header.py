@@ -38,6 +38,9 @@ MAX_PAYLOAD = 2**24 - 1
 PREFIX = struct.Struct("<8sBB")
 """Magic, major version, minor version."""
 CRC = struct.Struct("<I")
+CRC_TABLE = [zlib.crc32(bytes([byte])) ^ zlib.crc32(b"\0") for byte in range(256)]
+"""By what an error in the last byte changes a CRC32."""
+BY_TOP = {entry >> 24: byte for byte, entry in enumerate(CRC_TABLE)}
 SAMPLES_BYTES = 7
 """Bytes kept for a number of samples that is put in later."""
 
@@ -180,8 +183,13 @@ def block_frames(
     return -(-frames // -(-frames // most))
 
 
-def read_rest(file: BinaryIO, prefix: bytes) -> tuple[Header, int]:
+def read_rest(file: BinaryIO, prefix: bytes, mended: list[int] | None = None) -> tuple[Header, int]:
     """Read what follows magic and version of version 2; returns the header and its length in bytes.
+
+    Args:
+        file: open for reading in binary, behind `prefix`.
+        prefix: magic and version.
+        mended: gets the offset of a byte that was wrong and is known from the checksum; None: that is an error.
 
     Raises:
         FormatError: if it is truncated or damaged.
@@ -194,8 +202,32 @@ def read_rest(file: BinaryIO, prefix: bytes) -> tuple[Header, int]:
     length, begin = from_varint(data, PREFIX.size)
     data += read_exactly(file, length + CRC.size)
     if zlib.crc32(data[: -CRC.size]) != CRC.unpack(data[-CRC.size :])[0]:
-        raise FormatError("is damaged: the checksum of its header does not match")
-    return parse_body(data[begin : -CRC.size], (prefix[-2], prefix[-1])), len(data)
+        wrong = None if mended is None else wrong_byte(data[: -CRC.size], CRC.unpack(data[-CRC.size :])[0])
+        if mended is None or wrong is None:
+            raise FormatError("is damaged: the checksum of its header does not match")
+        at, change = wrong
+        mended.append(at)
+        data = data[:at] + bytes([data[at] ^ change]) + data[at + 1 :]
+    return parse_body(data[begin : -CRC.size], (VERSION[0], data[PREFIX.size - 1])), len(data)
+
+
+def wrong_byte(data: bytes, checksum: int) -> tuple[int, int] | None:
+    """Where a single wrong byte of data and CRC32 is, and what to XOR it with; None if no single one explains them.
+
+    A wrong byte changes the CRC32 in a way that depends on its place and its error alone. Of bytes that are wrong
+    otherwise, one in sixteen million for each byte of `data` passes for such.
+    """
+    difference = zlib.crc32(data) ^ checksum
+    own = [number for number, byte in enumerate(CRC.pack(difference)) if byte]
+    if len(own) == 1:
+        return len(data) + own[0], CRC.pack(difference)[own[0]]
+    for at in reversed(range(len(data))):
+        last = BY_TOP[difference >> 24]
+        if difference == CRC_TABLE[last]:
+            return at, last
+        # As it was one byte before.
+        difference = (difference ^ CRC_TABLE[last]) << 8 & 0xFFFFFFFF | last
+    return None
 
 
 def read_exactly(file: BinaryIO, size: int) -> bytes:

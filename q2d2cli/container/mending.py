@@ -3,22 +3,58 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, cast
 
-from q2d2cli.container.blocks import DATA, END, PARITY, PLAIN, SHORT, BlockHead, read_head
-from q2d2cli.container.header import CRC, MAGIC, PREFIX, VERSION
-from q2d2cli.container.parity import MAX_WINDOW, PIECE_BYTES, Facts, blocks_of, consistent, correct, parity_of, parse
+from q2d2cli.container.blocks import (
+    DATA,
+    END,
+    LONGEST_HEAD,
+    MAX_PARITY,
+    PARITY,
+    PLAIN,
+    SHORT,
+    BlockHead,
+    read_head,
+    to_block,
+)
+from q2d2cli.container.header import CRC, MAGIC, PREFIX, VERSION, FormatError, Header
+from q2d2cli.container.parity import (
+    MAX_WINDOW,
+    PIECE_BYTES,
+    Facts,
+    block_sizes,
+    blocks_of,
+    consistent,
+    correct,
+    describe_window,
+    parity_of,
+    parse,
+)
+from q2d2cli.container.stream import Reader
 from q2d2cli.container.varint import VarintError, from_varint, to_varint
 
 STARTS = re.compile(b"[" + bytes([*range(DATA, DATA + 4), END, PARITY]) + b"]")
 LONGEST = 65536
 """Bytes of the longest block that is looked for behind damage."""
+AROUND = 30.0
+"""Seconds beside a part of a file that decoding it may take, at most."""
+SOUND_VOTES = 2**20
+"""Votes of a parity block whose checksum matches, on what its window is; a damaged one has one."""
+MOST_VOTERS = 32
+OVERLAP = 3
+"""Bytes that the end of a window and its parity can have in common by chance."""
 CHECKS = 4
 """Codewords that must agree on where damage lies before all are corrected."""
+
+
+Part = tuple[float, float | None]
+"""Start and duration of what is wanted, seconds; None: up to the end."""
 
 
 class BlockInWindow(NamedTuple):
@@ -44,6 +80,8 @@ class ParityWindow:
     facts: Facts | None = None
     parity: dict[int, bytes] = field(default_factory=dict)
     """Parity bytes by their offset."""
+    unsure: dict[int, bytes] = field(default_factory=dict)
+    """Those of blocks whose checksum did not match."""
     before: int = 0
     """Bytes of the parity blocks that should stand between the window and the first one that is sound."""
     damaged: bool = False
@@ -99,9 +137,16 @@ class Mender:
             head = self._sound()
             if head is None and not self._need(1):
                 break
+            if head is None and self._overlap(window):
+                continue
             if head is None:
+                unsound = self._unsound_parity(window)
+                if unsound is not None:
+                    yield from self._parity(window, window.number, unsound, sent)
+                    window, sent = ParityWindow(window.number + 1, self._expected), 0
+                    continue
                 window.damaged = True
-                self._move(window, self._search())
+                self._move(window, self._search(window))
                 if len(window.data) > MAX_WINDOW:
                     break
                 continue
@@ -124,15 +169,23 @@ class Mender:
 
     def _parity(self, window: ParityWindow, number: int, first: tuple[Facts, int, bytes], sent: int) -> Iterator[bytes]:
         """Read a window's parity blocks from the first sound one on, and give the rest of the window and them."""
-        facts, position, _ = first
+        facts, position = self._vote(number, *first[:2]), first[1]
         window.facts = facts
-        window.before = sum(len(block) for block in blocks_of(facts, number, bytes(position)))
+        window.before = sum(size for at, size, _ in block_sizes(facts, number) if at < position)
         raw = bytearray()
+        sizes = {at: (size, start) for at, size, start in block_sizes(facts, number)}
         while position < facts.parity_bytes:
             head = self._sound()
             if head is None:
                 if not self._need(1):
                     break
+                size, start = sizes.get(position, (0, 0))
+                if size and self._in_place(facts, number, position):
+                    window.unsure[position] = bytes(self._data[self._at + start : self._at + size - CRC.size])
+                    position += len(window.unsure[position])
+                    raw += self._data[self._at : self._at + size]
+                    self._at += size
+                    continue
                 skipped = self._search()
                 raw += self._data[self._at : self._at + skipped]
                 self._at += skipped
@@ -150,7 +203,8 @@ class Mender:
         self.facts = facts
         whole = b"".join(window.parity.get(n, b"") for n in range(0, facts.parity_bytes, PIECE_BYTES))
         complete = len(whole) == facts.parity_bytes
-        if not window.damaged and len(window.data) == window.total == facts.length:
+        untouched = not window.damaged and len(window.data) == window.total == facts.length
+        if untouched and (window.parity or agrees(bytes(window.data), window)):
             data = bytes(window.data)
         else:
             found_again = mend(window)
@@ -163,7 +217,72 @@ class Mender:
         self.mended += 0 if complete else facts.parity_bytes
         yield data[sent:] + fixed
         if facts.end:
+            head = self._sound()
+            if not window.parity and head is not None and head.code == END:
+                return  # what damaged parity says of it may be damaged, too
             yield self._finish(facts.end + CRC.pack(zlib.crc32(facts.end)))
+
+    def _overlap(self, window: ParityWindow) -> bool:
+        """Go back to a sound parity block whose first bytes were taken for the last ones of the window.
+
+        Bytes can be gone between the two that are the same: then the window is whole.
+        """
+        for back in range(1, min(OVERLAP, self._at, len(window.data)) + 1):
+            self._at -= back
+            if self._data[self._at] == PARITY:
+                head = self._sound()
+                if head is not None and head.number == window.number:
+                    return True
+            self._at += back
+        return False
+
+    def _unsound_parity(self, window: ParityWindow) -> tuple[Facts, int, bytes] | None:
+        """What the damaged parity block of the window says that begins here; None unless all about it fits."""
+        if not self._need(LONGEST_HEAD):
+            return None
+        head = read_head(self._data, self._at)
+        if head is None or head.code != PARITY or head.number != window.number or head.length > MAX_PARITY:
+            return None
+        self._need(head.size)
+        found = parse(bytes(self._data[self._at + head.begin : self._at + head.size - CRC.size]))
+        if (
+            found is None
+            or found[1] % PIECE_BYTES
+            or len(found[2]) != min(PIECE_BYTES, found[0].parity_bytes - found[1])
+        ):
+            return None
+        before = sum(size for at, size, _ in block_sizes(found[0], window.number) if at < found[1])
+        return found if len(window.data) == found[0].length + before else None
+
+    def _vote(self, number: int, facts: Facts, position: int) -> Facts:
+        """What most of the parity blocks from here on say of the window; `facts` are those of the first."""
+        sizes = {offset: size for offset, size, _ in block_sizes(facts, number)}
+        at, votes = 0, Counter[Facts]()
+        for _ in range(MOST_VOTERS):
+            head = read_head(self._data, self._at + at) if self._need(at + LONGEST_HEAD) else None
+            found = None
+            if head is not None and head.code == PARITY and head.length <= MAX_PARITY and self._need(at + head.size):
+                data = bytes(self._data[self._at + at : self._at + at + head.size])
+                found = parse(data[head.begin : -CRC.size])
+                if found is not None:
+                    whole = zlib.crc32(data[: -CRC.size]) == CRC.unpack(data[-CRC.size :])[0]
+                    votes[found[0]] += SOUND_VOTES if whole else 1
+                    position, at = found[1] + len(found[2]), at + head.size
+            if found is None:
+                if position not in sizes:
+                    break
+                position, at = position + PIECE_BYTES, at + sizes[position]
+        return votes.most_common(1)[0][0] if votes else facts
+
+    def _in_place(self, facts: Facts, number: int, position: int) -> bool:
+        """Whether the parity block for this offset stands here: more than half of its head is right."""
+        piece = bytes(min(PIECE_BYTES, facts.parity_bytes - position))
+        block = to_block(PARITY, number, describe_window(facts, position) + piece)
+        wanted = block[: len(block) - len(piece) - CRC.size]
+        if not self._need(len(block)):
+            return False
+        there = self._data[self._at : self._at + len(wanted)]
+        return 2 * sum(a == b for a, b in zip(there, wanted, strict=True)) > len(wanted)
 
     def _finish(self, end: bytes) -> bytes:
         """The end block, whatever stands in its place, and what follows it."""
@@ -204,8 +323,8 @@ class Mender:
             whole = zlib.crc32(view[self._at : end]) == CRC.unpack_from(view, end)[0]
         return head if whole else None
 
-    def _search(self) -> int:
-        """Bytes up to the next sound block, or the end."""
+    def _search(self, window: ParityWindow | None = None) -> int:
+        """Bytes up to the next sound block, or the end; with a window, or up to its parity if that is damaged, too."""
         start = self._at
         try:
             while True:
@@ -217,10 +336,18 @@ class Mender:
                     self._at -= 1
                     continue
                 self._at = found.start()
-                if self._sound():
+                if self._sound() or (window is not None and self._parity_behind(window, self._at - start)):
                     return self._at - start
         finally:
             self._at = start
+
+    def _parity_behind(self, window: ParityWindow, skipped: int) -> bool:
+        """Whether damaged parity of the window begins here, so many bytes behind what is in the window."""
+        if self._data[self._at] != PARITY:
+            return False
+        begin = self._at - skipped
+        probe = ParityWindow(window.number, data=window.data + self._data[begin : self._at])
+        return self._unsound_parity(probe) is not None
 
     def _move(self, window: ParityWindow, size: int) -> None:
         """Take so many bytes into the window."""
@@ -259,24 +386,28 @@ def mend_around(window: ParityWindow, placed: list[tuple[int, BlockInWindow]]) -
     """What `mend` gives, if the sound pieces belong where `placed` says."""
     facts = window.facts
     assert facts is not None
-    parity, lost = bytearray(facts.parity_bytes), []
+    parity, lost, unsure = bytearray(facts.parity_bytes), list[tuple[int, int]](), list[tuple[int, int]]()
     for at in range(0, facts.parity_bytes, PIECE_BYTES):
         arrived, end = window.parity.get(at, b""), min(at + PIECE_BYTES, facts.parity_bytes)
         if len(arrived) == end - at:
             parity[at:end] = arrived
-        else:
-            lost.append((facts.length + at, facts.length + end))
+            continue
+        parity[at:end] = window.unsure.get(at, bytes(end - at))
+        (lost if at not in window.unsure else unsure).append((facts.length + at, facts.length + end))
     guess = bytearray(facts.length)
     for at, piece in placed:
         guess[at : at + piece.end - piece.begin] = window.data[piece.begin : piece.end]
     gaps = runs(known_bytes(facts.length, placed))
 
     def attempt(data: bytes, erased: list[tuple[int, int]]) -> bytes | None:
-        fixed = correct(data, bytes(parity), facts, erased + lost)
-        if fixed is None:
-            return None
-        kept = all(fixed[at : at + p.end - p.begin] == window.data[p.begin : p.end] for at, p in placed)
-        return fixed if kept and is_sound(fixed, window.number) else None
+        # Damaged parity blocks are mostly right if bytes are wrong here and there, and wrong if a stretch is.
+        for also in ([], unsure) if unsure else ([],):
+            fixed = correct(data, bytes(parity), facts, erased + lost + also)
+            if fixed is not None:
+                kept = all(fixed[at : at + p.end - p.begin] == window.data[p.begin : p.end] for at, p in placed)
+                if kept and is_sound(fixed, window.number):
+                    return fixed
+        return None
 
     if sum(end - begin for begin, end in gaps) + sum(b - a for a, b in lost) <= facts.parity_bytes:
         fixed = attempt(bytes(guess), gaps)
@@ -303,12 +434,20 @@ def mend_around(window: ParityWindow, placed: list[tuple[int, BlockInWindow]]) -
         end = min(begin + length, facts.length)
         data = bytes(front[:begin]) + bytes(end - begin) + bytes(back[end:])
         erased = [(max(0, begin), end)]
-        if not consistent(data, bytes(parity), facts, erased + lost, CHECKS):
+        if not consistent(data, bytes(parity), facts, erased + lost + unsure, CHECKS):
             continue
         fixed = attempt(data, erased)
         if fixed is not None:
             return fixed
     return None
+
+
+def agrees(data: bytes, window: ParityWindow) -> bool:
+    """Whether damaged parity blocks are, by more than half, those of such a window."""
+    assert window.facts is not None
+    parity = parity_of(data, window.facts)
+    pairs = [(parity[at + i], byte) for at, piece in window.unsure.items() for i, byte in enumerate(piece)]
+    return 2 * sum(a == b for a, b in pairs) > len(pairs)
 
 
 def copy(target: bytearray, source: bytearray, begin: int, end: int, shift: int) -> None:
@@ -423,12 +562,35 @@ class Mended(io.RawIOBase):
         super().close()
 
 
-def mended(file: BinaryIO) -> BinaryIO:
-    """`file`, mended as it is read if it has parity; if not, and it can be sought in, itself."""
+def mended(file: BinaryIO, part: Callable[[Header], Part] | None = None) -> BinaryIO:
+    """`file`, mended as it is read if it has parity; if not, and it can be sought in, itself.
+
+    Args:
+        file: open for reading in binary, at the header.
+        part: says what is wanted of a file with this header; None: all. If the file can be sought in and the part is
+            whole, there is nothing to mend and the file is given itself. Mending begins at the header.
+    """
     if file.seekable():
-        start = file.tell()
-        parity = Mender(file).announced()
-        file.seek(start)
-        if not parity:
+        begin = file.tell()
+        needed = Mender(file).announced()
+        file.seek(begin)
+        if needed and part is not None:
+            needed = not is_whole(file, part)
+            file.seek(begin)
+        if not needed:
             return file
     return cast(BinaryIO, Mended(file))
+
+
+def is_whole(file: BinaryIO, part: Callable[[Header], Part]) -> bool:
+    """Whether what a part takes, with `AROUND` on either side, is whole."""
+    try:
+        reader = Reader(file)
+        start, duration = part(reader.header)
+        rate = reader.header.frame_rate
+        last = None if duration is None else math.ceil((start + duration + AROUND) * rate)
+        for _ in reader.part(max(0, int((start - AROUND) * rate)), last):
+            pass
+    except FormatError:
+        return False
+    return not reader.faults

@@ -98,6 +98,15 @@ def parse(payload: bytes) -> tuple[Facts, int, bytes] | None:
     return (facts, offset, payload[at:]) if offset + len(payload) - at <= facts.parity_bytes else None
 
 
+def block_sizes(facts: Facts, number: int) -> Iterator[tuple[int, int, int]]:
+    """Offset in the parity of each parity block of window `number`, its size in bytes and that of what is before its
+    parity bytes."""
+    for at in range(0, facts.parity_bytes, PIECE_BYTES):
+        start, piece = len(describe_window(facts, at)), min(PIECE_BYTES, facts.parity_bytes - at)
+        start += 1 + len(to_varint(number)) + len(to_varint(start + piece))
+        yield at, start + piece + CRC.size, start
+
+
 def blocks_of(facts: Facts, number: int, parity: bytes) -> list[bytes]:
     """The parity blocks of window `number`."""
     return [

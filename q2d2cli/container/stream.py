@@ -26,6 +26,7 @@ from q2d2cli.container.blocks import (
 from q2d2cli.container.header import MAX_PAYLOAD, FormatError, Header
 from q2d2cli.container.parity import ParityWriter
 from q2d2cli.container.payload import Packed, concealment, pack_blocks, plain_bytes, unpack_blocks
+from q2d2cli.container.places import Places
 from q2d2cli.container.seeking import find_block, samples_at_end
 from q2d2cli.container.tags import Tags, TagsReader
 from q2d2cli.container.varint import to_varint
@@ -158,7 +159,7 @@ class Block:
     """Where it ends, bytes."""
 
 
-FaultKind = Literal["damaged", "missing", "truncated", "foreign", "joined", "tags"]
+FaultKind = Literal["header", "damaged", "missing", "truncated", "foreign", "joined", "tags"]
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,8 @@ class Fault:
     """A stretch of the file that is not as it was written."""
 
     kind: FaultKind
-    """Blocks with wrong bytes; blocks that are not there; all from here on is not there; bytes that do not belong
-    here; another file begins here; tags that cannot be read."""
+    """A byte of the header that its checksum has mended; blocks with wrong bytes; blocks that are not there; all from
+    here on is not there; bytes that do not belong here; another file begins here; tags that cannot be read."""
     offset: int
     """Where, bytes from the beginning of the file."""
     block: int
@@ -183,6 +184,8 @@ class Fault:
 
     def __str__(self) -> str:
         blocks = f"block {self.block}" if self.blocks < 2 else f"blocks {self.block} to {self.block + self.blocks - 1}"
+        if self.kind == "header":
+            return f"byte {self.offset}, in the header (known from its checksum)"
         if self.kind == "tags":
             return f"{self.detail} (at byte {self.offset}; no sound is lost)"
         if self.kind == "joined":
@@ -231,7 +234,8 @@ class Reader:
     def __init__(self, file: BinaryIO, conceal: bool = False) -> None:
         self.file, self._conceal = file, conceal
         self._origin = file.tell() if file.seekable() else 0
-        self.header, self._begin = read_header(file)
+        wrong: list[int] | None = [] if conceal else None
+        self.header, self._begin = read_header(file, wrong)
         self.num_samples = self.header.num_samples
         self.payload_bytes = self.frames = self.data_blocks = self.damaged_blocks = self.lost_blocks = 0
         self.parity_blocks = self.metadata_blocks = self.other_blocks = self.tag_bytes = 0
@@ -240,9 +244,12 @@ class Reader:
         self._may_have_tags = self.header.version[0] > 1
         self._refused: FormatError | None = None
         self._skipped_frames = self._skipped_bytes = 0
-        self.faults: list[Fault] = []
+        self.faults: list[Fault] = [Fault("header", at, 0, 0, 0.0, 0.0) for at in wrong or ()]
         self._scanner = Scanner(file, self.header, self._begin)
         self._gap: int | None = None
+        self._filled = self._cut_off = 0
+        robust = self.header.payload == "robust" and self.header.version[0] > 1
+        self._places = Places(self.header) if robust and conceal else None
 
     def __enter__(self) -> Reader:
         return self
@@ -375,9 +382,14 @@ class Reader:
 
     @property
     def lost_seconds(self) -> float:
-        """How much audio is missing or unreadable, as far as is known."""
-        robust = self.header.payload == "robust"
-        return sum(fault.duration or 0.0 for fault in self.faults if not (robust and fault.kind == "damaged"))
+        """How much audio is missing or unreadable, as far as is known; damaged blocks of a robust file are read."""
+        return (self._filled + self._cut_off) / self.header.frame_rate
+
+    @property
+    def nothing_left(self) -> bool:
+        """Whether there should be audio in what was read, and there is none."""
+        lost = any(fault.kind in ("damaged", "missing", "truncated") for fault in self.faults)
+        return lost and self._filled == self.frames - self._skipped_frames and self.header.num_samples != 0
 
     def unpacked(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray | None]]:
         """Blocks and their pair indices, several unpacked at a time where that is faster.
@@ -429,9 +441,11 @@ class Reader:
             found = self._scanner.next()
             if isinstance(found, RawBlock):
                 return found
-            block = found.block
-            robust = self.header.payload == "robust" and block is not None and block.kind == "data"
-            if robust and block is not None and 0 <= block.number - self.data_blocks <= MAX_LOST:
+            robust = self.header.payload == "robust"
+            block = found.block if robust and found.block is not None and found.block.kind == "data" else None
+            if self._places is not None and (block is None or block.number != self.data_blocks):
+                block = self._places.here(self._scanner, self.data_blocks, MAX_LOST)
+            if block is not None and 0 <= block.number - self.data_blocks <= MAX_LOST:
                 self._scanner.take(block)
                 return block
             if self._damaged_tags(found):
@@ -444,7 +458,7 @@ class Reader:
                 continue
             if self._gap is None:
                 self._gap = found.offset
-            if found.reason == "end" or self._scanner.other_file() or not self._scanner.search():
+            if found.reason == "end" or self._scanner.other_file() or not self._search():
                 self._cut()
                 return None
             if self._scanner.other_file():
@@ -503,6 +517,15 @@ class Reader:
         self._gap = found.offset
         return True
 
+    def _search(self) -> bool:
+        """Go on at the next block that can be read."""
+        places = self._places
+        if places is None:
+            return self._scanner.search()
+        return self._scanner.search(
+            good_enough=lambda head: places.likely(self._scanner, head, self.data_blocks, MAX_LOST)
+        )
+
     def _error(self, found: Unsound) -> FormatError:
         """What to say about an unsound block."""
         if self._scanner.other_file():
@@ -522,6 +545,7 @@ class Reader:
         header = self.header
         samples = self.frames * header.hop * header.original_rate // header.sample_rate
         rest = None if header.num_samples is None else max(0, header.frames_for(header.num_samples) - self.frames)
+        self._cut_off = rest or 0
         self._note("truncated", self._scanner.offset if self._gap is None else self._gap, 0, rest)
         self.num_samples = samples if header.num_samples is None else min(samples, header.num_samples)
 
@@ -554,6 +578,7 @@ class Reader:
         self.lost_blocks += blocks if gap is None else 0
         self.damaged_blocks += blocks if gap is not None else 0
         self.data_blocks += blocks
+        self._filled += frames
         most = max(1, LOST_INDICES // (self.header.channels * self.header.quantizer.num_indices))
         while frames:
             size = min(frames, most)
