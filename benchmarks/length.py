@@ -2,8 +2,9 @@
 
     python benchmarks/length.py [--model NAME] [SECONDS ...]
 
-Without lengths a minute, ten minutes, an hour and ten hours, which takes some minutes for each hour. The recording is made as it is fed to the encoder through a pipe, and what the decoder gives is counted and thrown away;
-only the .q2d file is kept, until the end.
+Without lengths a minute, ten minutes, an hour and ten hours, which takes some minutes for each hour. The recording is
+made as it is fed to the encoder through a pipe, and what the decoder gives is counted and thrown away; only the .q2d
+file is kept, until the end.
 """
 
 from __future__ import annotations
