@@ -124,6 +124,12 @@ def available() -> list[Checkpoint]:
     return [found[name] for name in sorted(found)]
 
 
+def names() -> list[str]:
+    """Names of the models in the model folders, with and without their version; none is opened, so it is quick."""
+    folders = {path.parent.name for root in model_folders() for path in root.glob(f"*/{CONFIG_NAME}")}
+    return sorted(folders | {version(name)[0] for name in folders})
+
+
 def version(name: str) -> tuple[str, int]:
     """A model's name without its version, and that: `speech-3k-v2` gives `("speech-3k", 2)`."""
     match = VERSION.fullmatch(name)

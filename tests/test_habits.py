@@ -284,9 +284,26 @@ def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
         complete -p q2d2 >/dev/null || exit 3
         COMP_WORDS=(q2d2 dec) COMP_CWORD=1; _q2d2_completion q2d2; echo "${COMPREPLY[@]}"
         COMP_WORDS=(q2d2 decode --ga) COMP_CWORD=2; _q2d2_completion q2d2; echo "${COMPREPLY[@]}"
+        COMP_WORDS=(q2d2 encode --model speech-3) COMP_CWORD=3; _q2d2_completion q2d2; echo "${COMPREPLY[@]}"
     """
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, timeout=250)
-    assert result.stdout.splitlines() == ["decode", "--gain"], result.stderr
+    *others, models = result.stdout.splitlines()
+    assert others == ["decode", "--gain"], result.stderr
+    assert "speech-3k" in models.split()
+    assert all(name.startswith("speech-3") for name in models.split())
+
+
+def test_names_of_models_are_completed_without_opening_one(tmp_path: Path) -> None:
+    (tmp_path / "mine-v2").mkdir()
+    (tmp_path / "mine-v2" / "config.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    code = (
+        "import sys; from q2d2cli.cli.common import models_like; print(models_like('mine'), models_like('empty'));"
+        "print([name for name in ('torch', 'numpy', 'pydantic', 'huggingface_hub') if name in sys.modules])"
+    )
+    environment = {**os.environ, "Q2D2_MODELS": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=250)
+    assert result.stdout.splitlines() == ["['mine', 'mine-v2'] []", "[]"], result.stderr
 
 
 def test_manual_pages_have_every_command_and_option(tmp_path: Path) -> None:

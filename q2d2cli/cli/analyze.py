@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from q2d2cli.checkpoints import DEFAULT_MODEL
-from q2d2cli.cli.common import Device, Force, Json, Limit, Quiet, check_packages, count_bar
+from q2d2cli.cli.common import Device, Force, Json, Limit, Quiet, check_packages, count_bar, models_like
 from q2d2cli.errors import UsageError, report
 from q2d2cli.files import atomic_output, check_input, make_folder
 
@@ -22,7 +22,9 @@ NUMBERS = "analysis.json"
 
 def analyze(
     source: Annotated[Path, typer.Argument(help="Folder of audio files, or one file.", show_default=False)],
-    model: Annotated[str, typer.Option("--model", "-m", help="Model name, folder or Hub id.")] = DEFAULT_MODEL,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Model name, folder or Hub id.", autocompletion=models_like)
+    ] = DEFAULT_MODEL,
     limit: Limit = None,
     out: Annotated[
         Path | None,

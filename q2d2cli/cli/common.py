@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from q2d2cli import checkpoints
 from q2d2cli.checkpoints import DEFAULT_MODEL
 from q2d2cli.errors import Q2D2Error, UsageError, report, say
 from q2d2cli.files import (
@@ -86,9 +87,22 @@ OutDir = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite existing files.")]
 Device = Annotated[str, typer.Option("--device", help="auto (CUDA when present), cpu, cuda, cuda:N or mps.")]
+
+
+def models_like(incomplete: str) -> list[str]:
+    """Names of models that begin so, for the shell to complete; with none, it completes folders."""
+    return [name for name in checkpoints.names() if name.startswith(incomplete)]
+
+
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Model name, folder or Hugging Face Hub id.", show_default=DEFAULT_MODEL),
+    typer.Option(
+        "--model",
+        "-m",
+        help="Model name, folder or Hugging Face Hub id.",
+        show_default=DEFAULT_MODEL,
+        autocompletion=models_like,
+    ),
 ]
 Bitrate = Annotated[
     int | None,

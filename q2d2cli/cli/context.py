@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from q2d2cli.cli.common import Device, Force, Quiet, named
+from q2d2cli.cli.common import Device, Force, Quiet, models_like, named
 from q2d2cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def context(
-    model: Annotated[str, typer.Argument(help="Model name or folder.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="Model name or folder.", show_default=False, autocompletion=models_like)],
     data: Annotated[
         Path,
         typer.Option(

@@ -26,6 +26,7 @@ from q2d2cli.cli.common import (
     destination,
     files_of,
     holds_q2d,
+    models_like,
     plan,
     raw_format,
 )
@@ -48,7 +49,11 @@ def decode(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", help="Where the model is, if not found by the name in the file.", show_default=False
+            "--model",
+            "-m",
+            help="Where the model is, if not found by the name in the file.",
+            show_default=False,
+            autocompletion=models_like,
         ),
     ] = None,
     device: Device = "auto",

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from q2d2cli.cli.common import Device, Json, Quiet, count_bar, named
+from q2d2cli.cli.common import Device, Json, Quiet, count_bar, models_like, named
 from q2d2cli.errors import report
 
 
@@ -27,7 +27,14 @@ def detokenize(
         ),
     ],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Where the model is, if not where it was.", show_default=False)
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Where the model is, if not where it was.",
+            show_default=False,
+            autocompletion=models_like,
+        ),
     ] = None,
     device: Device = "auto",
     quiet: Quiet = False,

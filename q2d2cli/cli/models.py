@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from q2d2cli.cli.common import Force, Json, Quiet, named
+from q2d2cli.cli.common import Force, Json, Quiet, models_like, named
 from q2d2cli.errors import Q2D2Error, UsageError, report
 
 if TYPE_CHECKING:
@@ -146,7 +146,12 @@ def pull(name: HubName, quiet: Quiet = False) -> int:
 
 @app.command("push", no_args_is_help=True)
 def push(
-    model: Annotated[str, typer.Argument(help="Name of a model that is here, or its folder.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a model that is here, or its folder.", show_default=False, autocompletion=models_like
+        ),
+    ],
     name: HubName,
     private: Annotated[bool, typer.Option("--private", help="Make a repository that only you can see.")] = False,
     quiet: Quiet = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from q2d2cli.checkpoints import DEFAULT_MODEL
-from q2d2cli.cli.common import Device, Json, Quiet, check_packages, count_bar
+from q2d2cli.cli.common import Device, Json, Quiet, check_packages, count_bar, models_like
 from q2d2cli.errors import UsageError, report
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def probe(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="Model name, folder or Hub id.")] = DEFAULT_MODEL,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Model name, folder or Hub id.", autocompletion=models_like)
+    ] = DEFAULT_MODEL,
     folds: Annotated[int, typer.Option("--folds", min=2, help="Of the cross-validation.")] = 5,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split into folds.")] = 0,
     device: Device = "auto",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from q2d2cli.cli.common import Device, Quiet
+from q2d2cli.cli.common import Device, Quiet, models_like
 from q2d2cli.errors import UsageError
 
 
@@ -26,7 +26,8 @@ def train(
         bool, typer.Option("--print-config", help="Print the whole configuration and stop.")
     ] = False,
     init: Annotated[
-        str | None, typer.Option("--init", help="Start from this model's weights.", show_default=False)
+        str | None,
+        typer.Option("--init", help="Start from this model's weights.", show_default=False, autocompletion=models_like),
     ] = None,
     freeze: Annotated[
         str | None,
