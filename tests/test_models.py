@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from pydantic import ValidationError
 
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.models.model import CodecModel
+from q2d2cli.models.packed import PackedLinear
 
 PAPER_ROWS = [
     ((7, 7, 7, 7, 7, 7), (6, 5, 5, 3), 1025),
@@ -90,3 +93,37 @@ def test_tokens_that_share_an_inner_frame_start_different() -> None:
     basis = torch.linalg.qr(first).Q
     rest = second - basis @ (basis.T @ second)
     assert rest.square().sum() > 0.5 * second.square().sum()
+
+
+def test_packed_weights_follow_the_weights() -> None:
+    torch.manual_seed(0)
+    layer, x = PackedLinear(48, 96), torch.randn(2, 31, 48)
+
+    def check() -> None:
+        with torch.inference_mode():
+            expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+            torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+    check()
+    optimizer = torch.optim.SGD(layer.parameters(), 1.0)
+    layer(x).square().sum().backward()
+    optimizer.step()
+    check()
+    layer.load_state_dict({name: 2 * value for name, value in layer.state_dict().items()})
+    check()
+    layer.weight.data = torch.randn(96, 48)
+    check()
+    layer = copy.deepcopy(layer)
+    with torch.no_grad():
+        layer.weight.zero_()
+    check()
+    assert list(layer.state_dict()) == ["weight", "bias"]
+
+
+def test_packed_layers_leave_other_types_alone() -> None:
+    layer, x = PackedLinear(8, 8), torch.randn(3, 8)
+    with torch.inference_mode():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        assert layer.double()(x.double()).dtype == torch.float64
+        assert layer.float()(torch.empty(0, 8)).shape == (0, 8)

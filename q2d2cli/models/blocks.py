@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from q2d2cli.models.packed import PackedLinear
+
 
 class AdaLayerNorm(nn.Module):
     """Layer norm whose scale and shift are row 0 of an embedding (WavTokenizer's `bandwidth_id` 0)."""
@@ -34,8 +36,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
         self.norm = make_norm(dim, norm_embeddings)
-        self.pwconv1 = nn.Linear(dim, hidden)
-        self.pwconv2 = nn.Linear(hidden, dim)
+        self.pwconv1 = PackedLinear(dim, hidden)
+        self.pwconv2 = PackedLinear(hidden, dim)
         self.gamma = nn.Parameter(torch.full((dim,), scale))
 
     def forward(self, x: Tensor) -> Tensor:

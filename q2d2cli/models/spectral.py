@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, narrow, part
 from q2d2cli.models.config import SpectralEncoderConfig
+from q2d2cli.models.packed import PackedLinear
 
 COMPRESSION = 0.3
 """Exponent of the magnitude in the phase-aware channels."""
@@ -36,13 +37,13 @@ class SpectralEncoder(nn.Module):
         self.n_fft = config.n_fft(hop)
         window = torch.hann_window(self.n_fft, dtype=torch.float32)
         self.register_buffer("window", window / window.square().sum().sqrt(), persistent=False)
-        self.embed = nn.Linear(3 * (self.n_fft // 2 + 1), config.dim)
+        self.embed = PackedLinear(3 * (self.n_fft // 2 + 1), config.dim)
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
         self.blocks = nn.ModuleList(
             ConvNeXtBlock(config.dim, config.hidden, config.kernel, 1 / config.layers) for _ in range(config.layers)
         )
-        self.merge = nn.Linear(config.stride * config.dim, config.dim) if config.stride > 1 else None
-        self.split = nn.Linear(config.dim, config.tokens * config.dim) if config.tokens > 1 else None
+        self.merge = PackedLinear(config.stride * config.dim, config.dim) if config.stride > 1 else None
+        self.split = PackedLinear(config.dim, config.tokens * config.dim) if config.tokens > 1 else None
         self.final_norm = nn.LayerNorm(config.dim, eps=1e-6)
         self.out = nn.Linear(config.dim, out_dim)
         self.apply(init_weights)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, join, make_norm, widen
 from q2d2cli.models.config import VocosDecoderConfig
+from q2d2cli.models.packed import PackedLinear
 
 MAX_MAGNITUDE = 100.0
 """Clip of the predicted magnitude, as in Vocos."""
@@ -75,7 +76,7 @@ class InverseStftHead(nn.Module):
         super().__init__()
         self.hop = hop
         self.n_fft = n_fft
-        self.out = nn.Linear(dim, self.n_fft + 2)
+        self.out = PackedLinear(dim, self.n_fft + 2)
         self.register_buffer("window", torch.hann_window(self.n_fft, dtype=torch.float32), persistent=False)
 
     def overlap_add(self, frames: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ class VocosDecoder(nn.Module):
         super().__init__()
         self.stride, self.tokens, self.hop = config.stride, config.tokens, hop
         self.merge = nn.Linear(config.tokens * in_dim, in_dim) if config.tokens > 1 else None
-        self.split = nn.Linear(in_dim, config.stride * in_dim) if config.stride > 1 else None
+        self.split = PackedLinear(in_dim, config.stride * in_dim) if config.stride > 1 else None
         self.embed = nn.Conv1d(in_dim, config.dim, config.kernel, padding=config.kernel // 2)
         self.pos_net = make_pos_net(config.dim) if config.attention else None
         self.norm = make_norm(config.dim, config.norm_embeddings)
