@@ -44,13 +44,14 @@ def test_a_tiny_model_learns_and_speaks(
     assert result.returncode == 0, result.stderr
     scores = json.loads(result.stdout.splitlines()[-1])
     assert scores["bits_per_second"] < scores["bits_per_second_if_all_were_as_likely"]
-    table = script("compare.py", trained, "--codec", tiny)
-    assert table.returncode == 0, table.stderr
-    even, alone, context, own = table.stdout.splitlines()[-1].split(" | ")[3:7]
-    assert float(own) < float(even)
-    assert float(alone) < float(even)
-    assert context == "–"
-    assert script("train.py", tokens, "--out", trained, "--held-out", "c/").returncode == 2
+    if not text:
+        table = script("compare.py", trained, "--codec", tiny)
+        assert table.returncode == 0, table.stderr
+        even, alone, context, own = table.stdout.splitlines()[-1].split(" | ")[3:7]
+        assert float(own) < float(even)
+        assert float(alone) < float(even)
+        assert context == "–"
+        assert script("train.py", tokens, "--out", trained, "--held-out", "c/").returncode == 2
     say = ["--say", "a/clip"] if text else []
     assert script("speak.py", trained, wav, "--codec", tiny, "--seconds", "0.05", *say).returncode == 0
     audio, rate = soundfile.read(wav)

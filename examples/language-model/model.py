@@ -93,8 +93,8 @@ class LanguageModel(nn.Module):
         self.place = nn.Embedding(config.context, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
-        for weight in (self.embed.weight, self.place.weight):
-            nn.init.normal_(weight, std=0.02)
+        nn.init.normal_(self.embed.weight, std=config.dim**-0.5)  # logits of about 1, since it is the last layer, too
+        nn.init.normal_(self.place.weight, std=0.02)
 
     def forward(self, ids: Tensor, past: list[list[Tensor]] | None = None) -> Tensor:
         """`(batch, length)` ids to `(batch, length, ids there are)` logits."""
