@@ -1,14 +1,16 @@
-"""What callers hand in, checked and in one form: waveforms, indices, whole numbers."""
+"""What callers hand in, checked and in one form: waveforms, indices, whole numbers. Imports no torch."""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from q2d2cli.errors import Q2D2Error, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_CHANNELS = 255
 FULL_SCALE = {"int16": 2**15, "int32": 2**31}
@@ -52,8 +54,8 @@ def as_waveform(waveform: Tensor | np.ndarray, piece: bool = False) -> np.ndarra
     return samples
 
 
-def as_integers(values: Tensor | np.ndarray, what: str) -> Tensor:
-    """int64 on the CPU of integers in any type, memory layout and byte order.
+def as_integers(values: Tensor | np.ndarray, what: str) -> np.ndarray:
+    """int64 of integers in any type, memory layout and byte order.
 
     Raises:
         ValueError: if they are no integers (bool is none); `what` names them.
@@ -61,15 +63,21 @@ def as_integers(values: Tensor | np.ndarray, what: str) -> Tensor:
     integers = as_array(values)
     if integers.dtype.kind not in "iu":
         raise ValueError(f"{what} have type {integers.dtype}: expected integers")
-    return torch.from_numpy(np.array(integers, np.int64))
+    return np.array(integers, np.int64)
 
 
 def as_array(values: Tensor | np.ndarray) -> np.ndarray:
     """An array or a tensor on any device as an array; bfloat16, which NumPy lacks, as float32."""
-    if isinstance(values, Tensor):
+    if is_tensor(values):
         values = values.detach().cpu()
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        return (values.float() if str(values.dtype) == "torch.bfloat16" else values).numpy()
     return np.asarray(values)
+
+
+def is_tensor(value: Any) -> TypeGuard[Tensor]:
+    """Whether it is a PyTorch tensor; where nobody has imported that, nothing is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def whole_number(value: Any, what: str) -> int:
@@ -78,7 +86,8 @@ def whole_number(value: Any, what: str) -> int:
     Raises:
         UsageError: if it is no whole number; `what` names it.
     """
-    number = value.item() if isinstance(value, np.generic | Tensor) and value.ndim == 0 else value
+    scalar = (isinstance(value, np.generic) or is_tensor(value)) and value.ndim == 0
+    number = value.item() if scalar else value
     if isinstance(number, float) and number.is_integer():
         return int(number)
     if not isinstance(number, int) or isinstance(number, bool):

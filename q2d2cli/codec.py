@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,22 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from q2d2cli import checkpoints
 from q2d2cli.arrays import as_integers, as_waveform, whole_number
-from q2d2cli.checkpoints import DEFAULT_MODEL
-from q2d2cli.container.coding import library
+from q2d2cli.coder import Coder, sample_range, with_payload
 from q2d2cli.container.coding.context import ContextModel
-from q2d2cli.container.header import FormatError, Header, Payload, block_frames
+from q2d2cli.container.header import FormatError, Header, Payload
 from q2d2cli.container.mending import mended
 from q2d2cli.container.stream import PACKED_TOGETHER, Reader, Writer
 from q2d2cli.container.tags import Tags
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output
-from q2d2cli.latency import LIVE_BLOCK_SECONDS, Latency, latency, live_frames
 from q2d2cli.models.model import CodecModel
-from q2d2cli.passes import side_by_side
+from q2d2cli.passes import Network, side_by_side
 from q2d2cli.quantizers.base import indices_to_tokens, tokens_to_indices
-from q2d2cli.streaming import CHUNK_SECONDS, PASS_SECONDS, StreamDecoder, StreamEncoder
+from q2d2cli.runtimes.pytorch import TorchNetwork
+from q2d2cli.streaming import CHUNK_SECONDS, StreamEncoder
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,7 +64,7 @@ class Tokens:
     tags: Tags = field(default_factory=Tags)
 
     def __post_init__(self) -> None:
-        indices = as_integers(self.indices, "indices")
+        indices = torch.from_numpy(as_integers(self.indices, "indices"))
         channels, pairs = self.header.channels, self.header.quantizer.num_indices
         if indices.ndim != 3 or (indices.shape[0], indices.shape[2]) != (channels, pairs):
             raise ValueError(f"indices have shape {tuple(indices.shape)}: expected ({channels}, frames, {pairs})")
@@ -175,17 +173,15 @@ class Tokens:
         return cls(indices, header, reader.damaged_blocks, reader.lost_blocks, reader.tags)
 
 
-class Codec:
-    """A codec model ready for use.
+class Codec(Coder):
+    """A codec model ready for use, with tensors.
 
     Use `Codec.from_pretrained`; the constructor takes what that has loaded.
 
-    Attributes:
-        model: the network.
-        name: model name.
+    Args:
+        model: the network, a PyTorch module or one that a runtime has opened.
         fingerprint: identifies the weights (8 bytes).
-        device: where it computes.
-        context: the context model for entropy coding; None if there is none for these weights.
+        context: the context model for entropy coding, if there is one for these weights.
 
     Examples:
         >>> codec = Codec.from_pretrained("speech-3k", device="cpu")
@@ -199,82 +195,24 @@ class Codec:
         (1047625, 166.7, 3333)
     """
 
-    def __init__(
-        self, model: CodecModel, fingerprint: bytes, device: torch.device, context: ContextModel | None = None
-    ) -> None:
-        self.model, self.fingerprint, self.device, self.context = model, fingerprint, device, context
-        self.config = model.config
-        self.name = model.config.name
-        self.quantizer = model.config.quantizer.spec()
+    def __init__(self, model: CodecModel | Network, fingerprint: bytes, context: ContextModel | None = None) -> None:
+        super().__init__(TorchNetwork(model) if isinstance(model, CodecModel) else model, fingerprint, context)
 
-    @classmethod
-    def from_pretrained(cls, name: str | Path = DEFAULT_MODEL, device: str = "auto") -> Codec:
-        """Load a model.
-
-        Args:
-            name: name of a model that is here (`q2d2 models` lists them), a folder with
-                `config.json` and `model.safetensors`, or a Hugging Face Hub id: `owner/name`, or with a branch,
-                tag or whole commit hash `owner/name@revision`. Without a network the Hub's cache serves.
-            device: `auto` (CUDA when present, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+    @property
+    def model(self) -> CodecModel:
+        """The network as a PyTorch module.
 
         Raises:
-            UsageError: if there is no such model or device.
-            Q2D2Error: if the checkpoint is damaged.
+            UsageError: if another runtime computes it.
         """
-        target = pick_device(device)
-        checkpoint = checkpoints.find(str(name))
-        fingerprint = checkpoint.fingerprint()
-        context = library.open_folder(checkpoint.folder, fingerprint)
-        return cls(checkpoints.load(checkpoint, target), fingerprint, target, context)
+        if not isinstance(self.network, TorchNetwork):
+            raise UsageError(f"model {self.name!r} was opened without PyTorch: take runtime torch for this")
+        return self.network.model
 
     @property
-    def sample_rate(self) -> int:
-        """The model's own rate, Hz."""
-        return self.config.sample_rate
-
-    @property
-    def frame_rate(self) -> float:
-        """Tokens per second and channel."""
-        return self.config.frame_rate
-
-    @property
-    def bit_rate(self) -> float:
-        """Payload bits per second and channel."""
-        return self.config.bit_rate
-
-    def header(
-        self, sample_rate: float, channels: int, num_samples: int | None, payload: Payload | None = None
-    ) -> Header:
-        """Header of a .q2d file for audio of this rate, channel count and length.
-
-        Args:
-            sample_rate: Hz.
-            channels: how many.
-            num_samples: per channel; None if not known.
-            payload: how the file holds the indices; entropy coded if possible if None.
-
-        Raises:
-            UsageError: if one of them is no whole number or does not fit the format; if the grids are too large for a
-                robust payload, or there is no context model for a coded one.
-        """
-        try:
-            header = Header(
-                quantizer=self.quantizer,
-                hop=self.config.hop,
-                sample_rate=self.sample_rate,
-                model=self.name,
-                fingerprint=self.fingerprint,
-                original_rate=whole_number(sample_rate, "sample rate"),
-                channels=whole_number(channels, "number of channels"),
-                num_samples=None if num_samples is None else whole_number(num_samples, "number of samples"),
-                frames_per_block=1,
-                payload="packed" if self.context is None else "coded",
-                context=b"" if self.context is None else self.context.fingerprint,
-            )
-            header = with_blocks(header)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        return header if payload is None else with_payload(header, payload)
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.network.device if isinstance(self.network, TorchNetwork) else torch.device("cpu")
 
     def encode(
         self,
@@ -307,7 +245,9 @@ class Codec:
         """
         samples = as_waveform(waveform)
         header = self.header(sample_rate, *samples.shape)
-        encoder = StreamEncoder(self.model, header, chunk_seconds=chunk_seconds, effort=effort, rate_weight=rate_weight)
+        encoder = StreamEncoder(
+            self.network, header, chunk_seconds=chunk_seconds, effort=effort, rate_weight=rate_weight
+        )
         parts = [*encoder.push(samples), *encoder.finish()]
         return Tokens(torch.from_numpy(np.concatenate(parts, axis=1)), header)
 
@@ -347,7 +287,9 @@ class Codec:
             except Q2D2Error as error:
                 raise type(error)(f"clip {number} of the batch: {error}") from error
 
-        return join_batch(side_by_side(one, len(counts)), (self.quantizer.num_indices,), -1, waveforms.device)
+        return join_batch(
+            side_by_side(one, len(counts), self.network.threads), (self.quantizer.num_indices,), -1, waveforms.device
+        )
 
     def decode_batch(
         self,
@@ -391,7 +333,7 @@ class Codec:
             except ValueError as error:
                 raise ValueError(f"clip {number} of the batch: {error}") from error
 
-        return join_batch(side_by_side(one, len(counts)), (), 0, indices.device)
+        return join_batch(side_by_side(one, len(counts), self.network.threads), (), 0, indices.device)
 
     def decode(self, tokens: Tokens, chunk_seconds: float | None = CHUNK_SECONDS) -> Tensor:
         """Decode to a waveform of the original's rate, channel count and exact length.
@@ -411,82 +353,6 @@ class Codec:
         parts = [*decoder.push(tokens.indices.numpy()), *decoder.finish(tokens.num_samples)]
         return torch.from_numpy(np.concatenate(parts, axis=1))
 
-    def stream_encoder(
-        self,
-        sample_rate: float,
-        channels: int = 1,
-        *,
-        num_samples: int | None = None,
-        payload: Payload | None = None,
-        block_seconds: float | None = None,
-        chunk_seconds: float | None = CHUNK_SECONDS,
-        effort: int = 0,
-        rate_weight: float = 0.0,
-        on_progress: Callable[[float], None] | None = None,
-    ) -> StreamEncoder:
-        """An encoder that takes audio in pieces and gives indices in pieces.
-
-        Args:
-            sample_rate: of the audio, Hz.
-            channels: of the audio.
-            num_samples: per channel of the whole, if known; for the encoder's `header`, as is the next.
-            payload: how a file or stream holds the indices; entropy coded if possible if None.
-            block_seconds: for live streams, instead of `chunk_seconds`: about how much audio each piece and each
-                block of the stream holds, 5 at most; the encoder gives it as soon as it can be known.
-            chunk_seconds: audio that is handled at once; None for all.
-            effort: as `encode` takes it.
-            rate_weight: as `encode` takes it; for coded payloads.
-            on_progress: called with the seconds encoded so far, after each chunk and each round of a search.
-
-        Raises:
-            UsageError: as `encode`; if the model's grids are too large for a robust payload, or it has no
-                context model for a coded one; if
-                `block_seconds` is out of range, or given with an effort above 0 or for a model that sees the
-                whole recording at once.
-        """
-        header = self.header(sample_rate, channels, num_samples, payload)
-        if block_seconds is not None:
-            if not 0 < block_seconds <= PASS_SECONDS:
-                raise UsageError(f"live blocks of {block_seconds:g} s: give more than 0 and at most {PASS_SECONDS:g}")
-            if effort:
-                raise UsageError("a live stream cannot wait for a search: leave the effort at 0")
-            if self.config.encoder_context is None:
-                raise UsageError(f"model {self.name!r} looks at a whole recording at once: it has no live streams")
-            frames = live_frames(self.config, block_seconds)
-            header, chunk_seconds = replace(header, frames_per_block=frames), frames / self.frame_rate
-        return StreamEncoder(
-            self.model,
-            header,
-            chunk_seconds=chunk_seconds,
-            effort=effort,
-            rate_weight=rate_weight,
-            on_progress=on_progress,
-        )
-
-    def stream_decoder(self, header: Header, *, chunk_seconds: float | None = 0.0, start: int = 0) -> StreamDecoder:
-        """A decoder that takes indices in pieces and gives audio in pieces.
-
-        Args:
-            header: of the indices: a `StreamEncoder`'s, or one read from a file or stream.
-            chunk_seconds: audio that is handled at once; 0 for what can be known at each push, None for all.
-            start: first sample wanted, at the original's rate. The decoder then takes frames from its
-                `first_frame` on, and gives what it would have given from there on.
-
-        Raises:
-            Q2D2Error: if `header` belongs to another model or other weights.
-        """
-        self.check(header)
-        return StreamDecoder(self.model, header, chunk_seconds=chunk_seconds, start=start)
-
-    def latency(self, sample_rate: int, block_seconds: float = LIVE_BLOCK_SECONDS) -> Latency | None:
-        """How much its live streams lag at least; None if the model looks at a whole recording at once.
-
-        Args:
-            sample_rate: of the audio, Hz.
-            block_seconds: as `stream_encoder` takes it.
-        """
-        return latency(self.config, sample_rate, block_seconds)
-
     def tokens(
         self, ids: Tensor | np.ndarray, num_samples: int | None = None, sample_rate: float | None = None
     ) -> Tokens:
@@ -501,7 +367,7 @@ class Codec:
             ValueError: if the ids are no integers, have another shape, or one is out of range; names the value.
             UsageError: if `num_samples` is longer than the frames are.
         """
-        ids = as_integers(ids, "token ids")
+        ids = torch.from_numpy(as_integers(ids, "token ids"))
         if ids.ndim not in (1, 2):
             raise ValueError(f"token ids have shape {tuple(ids.shape)}: expected (frames,) or (channels, frames)")
         ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
@@ -512,18 +378,6 @@ class Codec:
             raise UsageError(f"{ids.shape[1]} frames hold {length} samples, fewer than {num_samples}")
         indices = tokens_to_indices(ids, self.quantizer)
         return Tokens(indices[:, : header.frames_for(header.num_samples or 0)], header)
-
-    def check(self, header: Header) -> None:
-        """Raise Q2D2Error unless `header` belongs to these weights."""
-        if header.fingerprint != self.fingerprint:
-            how = checkpoints.whereabouts(header.fingerprint)
-            raise Q2D2Error(
-                f"was encoded with model {header.model!r}, weights {header.fingerprint.hex()}, but the model here is "
-                f"{self.name!r}, weights {self.fingerprint.hex()}: get those weights "
-                + (f"({how})" if how else "and name their folder as the model")
-            )
-        if (header.quantizer, header.hop, header.sample_rate) != (self.quantizer, self.config.hop, self.sample_rate):
-            raise Q2D2Error(f"has a header that contradicts its model {self.name!r}")
 
 
 def batch_lengths(lengths: Tensor | Sequence[int] | None, shape: Sequence[int], unit: str, least: int = 0) -> list[int]:
@@ -579,71 +433,3 @@ def read_part(reader: Reader, start: float, duration: float | None) -> tuple[lis
         pieces[0] = pieces[0][:, max(0, first - found[0][0].first) :]
     # What is before `start` in its frame belongs to the part.
     return pieces, end - -(-first * header.hop * header.original_rate // header.sample_rate)
-
-
-def sample_range(header: Header, length: int | None, start: float, duration: float | None) -> tuple[int, int | None]:
-    """First sample of a part of a file, and the one behind its last; None for the end of a file of unknown length.
-
-    Raises:
-        UsageError: if `start` or `duration` is negative, or `start` is behind the end.
-    """
-    for name, seconds in (("start", start), ("duration", duration or 0.0)):
-        if not 0 <= seconds < 1e12:
-            raise UsageError(f"{name} {seconds} s is out of range: give 0 or more seconds")
-    begin = round(start * header.original_rate)
-    if length is not None and begin >= length and begin:
-        raise UsageError(f"there is nothing at {start} s: the audio is {length / header.original_rate:.3f} s long")
-    if duration is None:
-        return begin, length
-    end = begin + round(duration * header.original_rate)
-    return begin, end if length is None else min(end, length)
-
-
-def with_blocks(header: Header) -> Header:
-    """`header` with blocks as long as suits its payload mode and the length of its audio."""
-    frames = None if header.num_samples is None else header.frames_for(header.num_samples)
-    size = block_frames(header.quantizer, header.frame_rate, header.channels, header.payload, frames)
-    return replace(header, frames_per_block=size)
-
-
-def with_payload(header: Header, payload: Payload) -> Header:
-    """`header` with another payload mode, and blocks that suit it.
-
-    Raises:
-        UsageError: if the grids are too large for it, or there is no context model for it.
-    """
-    if header.payload == payload:
-        return header
-    model = library.find_for(header.fingerprint) if payload == "coded" else None
-    if payload == "coded" and model is None:
-        raise UsageError(
-            f"no context model for the weights {header.fingerprint.hex()} of model {header.model!r} here: "
-            "make one with q2d2 context, or choose payload packed"
-        )
-    try:
-        return with_blocks(replace(header, payload=payload, context=b"" if model is None else model.fingerprint))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def pick_device(name: str) -> torch.device:
-    """A usable device; `auto` is CUDA when present, else the CPU.
-
-    Raises:
-        UsageError: if the name is unknown or the device is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps") from error
-    if device.type == "cuda":
-        there = torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    elif device.type == "mps":
-        there = torch.backends.mps.is_available()
-    else:
-        there = device.type == "cpu"
-    if not there:
-        raise UsageError(f"device {name!r} is not available here: use auto or cpu")
-    return device

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from q2d2cli.container.coding.context import ContextModel
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.models.model import CodecModel
 from q2d2cli.models.precision import full_precision
+from q2d2cli.passes import Rate
 from q2d2cli.quantizers.q2d2 import Q2D2
 
 if TYPE_CHECKING:
@@ -30,19 +31,6 @@ SHORTEST = 0.5
 """Seconds; the losses need that much, and shorter signals are repeated."""
 NEAR = 0.5
 """Deviation, in steps of the grid, of the points that a projection may still become as the rate term sees it."""
-
-
-@dataclass(frozen=True)
-class Rate:
-    """What the search pays for bits.
-
-    Attributes:
-        weight: of a bit per frame against the losses, above 0.
-        context: the context model that codes the tokens.
-    """
-
-    weight: float
-    context: ContextModel
 
 
 class Search:
@@ -131,6 +119,11 @@ class Search:
             away = torch.cdist(places[..., pair, :].contiguous(), points).square()
             total = total + ((-away / (2 * NEAR**2)).softmax(dim=-1) * known).sum(dim=-1).mean()
         return total
+
+    def on_arrays(self, audio: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """Search; everything as arrays."""
+        device = next(self.model.parameters()).device
+        return self(torch.from_numpy(audio).to(device), torch.from_numpy(known).to(device)).cpu().numpy()
 
     @full_precision()
     def __call__(self, audio: Tensor, known: Tensor) -> Tensor:

@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from q2d2cli.arrays import as_integers, as_waveform
 from q2d2cli.audio import Resampler, SeekableResampler
 from q2d2cli.container.header import Header
 from q2d2cli.container.payload import coder_for
 from q2d2cli.errors import UsageError
-from q2d2cli.models.model import CodecModel
-from q2d2cli.passes import run_alone
-from q2d2cli.search import Rate, Search
+from q2d2cli.passes import Network, Rate, Results
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK_SECONDS = 10.0
 PASS_SECONDS = 5.0
@@ -37,12 +36,12 @@ the same bit by bit."""
 class StreamEncoder:
     """Encodes audio that arrives in pieces, in bounded memory; made by `Codec.stream_encoder`.
 
-    Chunks overlap by what the encoder's layers see (`CodecModel.encoder_context`), so that the
+    Chunks overlap by what the encoder's layers see (`ModelConfig.encoder_context`), so that the
     tokens are those of the whole signal encoded at once. An encoder that sees everything (LSTM)
     gets everything at once. A search overlaps by what it needs, and goes on from the tokens of the chunk before.
 
     Args:
-        model: the network.
+        network: the model.
         header: of the file or stream to make; has the audio's rate and number of channels.
         chunk_seconds: audio that is handled at once; None for all.
         effort: as `Codec.encode` takes it, and `rate_weight`.
@@ -54,7 +53,7 @@ class StreamEncoder:
 
     def __init__(
         self,
-        model: CodecModel,
+        network: Network,
         header: Header,
         *,
         chunk_seconds: float | None = CHUNK_SECONDS,
@@ -64,17 +63,17 @@ class StreamEncoder:
     ) -> None:
         check_search(header, effort, rate_weight)
         self.header = header
-        self._model, self._device = model, next(model.parameters()).device
+        config = network.config
         self._resampler = Resampler(header.original_rate, header.sample_rate, header.channels)
         rate = Rate(rate_weight, coder_for(header).model) if rate_weight else None
-        self._search = Search(model, effort, self._report, rate) if effort else None
-        context = model.encoder_context if self._search is None else self._search.context
+        self._search = network.search(effort, self._report, rate) if effort else None
+        context = config.encoder_context if self._search is None else self._search.context
         nothing = np.empty((header.channels, 0), np.float32)
         searched = self._search is not None
-        fill = searched or not model.encoder.takes_parts
-        self._window = Window(nothing, model, chunk_seconds, context, unit=header.hop, whole=searched, fill=fill)
-        self._passes = Passes(self.network, self._device, chunk_seconds)
-        self._known = torch.empty(header.channels, 0, header.quantizer.num_indices, dtype=torch.int64, device="cpu")
+        fill = searched or not config.encoder.takes_parts
+        self._window = Window(nothing, network, chunk_seconds, context, unit=header.hop, whole=searched, fill=fill)
+        self._passes = Passes(network.encode, chunk_seconds)
+        self._known = np.empty((header.channels, 0, header.quantizer.num_indices), np.int64)
         self._begin = self._end = self._pushed = 0
         self._on_progress = on_progress
 
@@ -103,15 +102,6 @@ class StreamEncoder:
         self._window.append(self._resampler.push(np.empty((self.header.channels, 0), np.float32), last=True))
         return self._run(self._window.rest(self.header.frames_for(self._pushed)), last=True)
 
-    def network(self, audio: Tensor) -> Tensor:
-        """What is wanted of every frame: `(channels, samples)` at the model's rate to `(channels, frames, pairs)`.
-
-        A subclass may want something else than indices; its pieces then hold that.
-        """
-        if self._search is None:
-            return self._model.encode(audio)
-        return self._search(audio, self._known.to(audio.device))
-
     def _report(self, share: float) -> None:
         """Say that this share of the frames of this pass is done."""
         if self._on_progress is not None:
@@ -125,13 +115,14 @@ class StreamEncoder:
         for part, piece in found:
             self._begin, self._end = part.begin, part.end
             self._report(1.0)
-            pieces.append(piece.numpy())
+            pieces.append(piece)
         return pieces
 
-    def _run_search(self, parts: Iterator[Part]) -> Iterator[tuple[Part, Tensor]]:
+    def _run_search(self, parts: Iterator[Part]) -> Iterator[tuple[Part, np.ndarray]]:
+        assert self._search is not None
         for part in parts:
             self._begin, self._end = part.begin, part.end
-            found = self.network(torch.from_numpy(part.values).to(self._device)).cpu()[:, : part.end - part.start]
+            found = self._search.on_arrays(part.values, self._known)[:, : part.end - part.start]
             self._known = found[:, part.keep - part.start :]
             yield part, found[:, part.begin - part.start :]
 
@@ -155,7 +146,7 @@ class StreamDecoder:
     """Decodes pair indices that arrive in pieces, in bounded memory; made by `Codec.stream_decoder`.
 
     Args:
-        model: the network.
+        network: the model.
         header: of the indices; decides the output's rate.
         chunk_seconds: audio that is handled at once; 0 for what can be known at each push, None for all.
         start: first sample wanted, at the original's rate.
@@ -166,13 +157,13 @@ class StreamDecoder:
         first_frame: the first frame to push: what `start` depends on.
     """
 
-    def __init__(self, model: CodecModel, header: Header, *, chunk_seconds: float | None = 0.0, start: int = 0) -> None:
+    def __init__(self, network: Network, header: Header, *, chunk_seconds: float | None = 0.0, start: int = 0) -> None:
         self.header = header
         self._resampler = SeekableResampler(header.sample_rate, header.original_rate, header.channels, start)
         nothing = np.empty((header.channels, 0, header.quantizer.num_indices), np.int64)
         first = self._resampler.first // header.hop
-        self._window = Window(nothing, model, chunk_seconds, model.decoder_context, first=first)
-        self._passes = Passes(model.decode, next(model.parameters()).device, chunk_seconds, header.hop)
+        self._window = Window(nothing, network, chunk_seconds, network.config.decoder_context, first=first)
+        self._passes = Passes(network.decode, chunk_seconds, header.hop)
         self.first_frame = self._window.start
         self._skip = self._resampler.first - self._window.next * header.hop
         self.start = self._given = start
@@ -191,7 +182,7 @@ class StreamDecoder:
         Raises:
             ValueError: if the shape or type is wrong, or an index is out of range.
         """
-        checked = as_integers(indices, "indices").numpy()
+        checked = as_integers(indices, "indices")
         channels, pairs = self.header.channels, self.header.quantizer.num_indices
         if checked.ndim != 3 or checked.shape[::2] != (channels, pairs):
             raise ValueError(f"indices have shape {checked.shape}: expected ({channels}, frames, {pairs})")
@@ -214,7 +205,7 @@ class StreamDecoder:
         """Audio at the original's rate of what gets ready of these parts and those before, or of all of them."""
         pieces = []
         for _, decoded in self._passes.run(parts, last):
-            audio = decoded.float().numpy()
+            audio = decoded.astype(np.float32, copy=False)
             skipped = min(self._skip, audio.shape[1])
             self._skip -= skipped
             pieces.append(self._resampler.push(audio[:, skipped:]))
@@ -250,7 +241,7 @@ class Window:
 
     Args:
         nothing: what is collected, 0 long in axis 1.
-        model: the network that it is for.
+        network: the model that it is for.
         chunk_seconds: audio that a part holds; 0 for what is there, None for all at once.
         context: frames that are seen on either side of one; None for everything.
         unit: entries of axis 1 in a frame.
@@ -262,7 +253,7 @@ class Window:
     def __init__(
         self,
         nothing: np.ndarray,
-        model: CodecModel,
+        network: Network,
         chunk_seconds: float | None,
         context: int | None,
         *,
@@ -271,11 +262,12 @@ class Window:
         first: int = 0,
         fill: bool = True,
     ) -> None:
-        self._values, self._unit, self._alignment, self._fill = nothing, unit, model.alignment, fill
+        config = network.config
+        self._values, self._unit, self._alignment, self._fill = nothing, unit, config.alignment, fill
         self._total: int | None = None
         self._context = context or 0
-        rate = model.config.frame_rate
-        size = max(1, round(PASS_SECONDS * rate / model.alignment)) * model.alignment
+        rate = config.frame_rate
+        size = max(1, round(PASS_SECONDS * rate / config.alignment)) * config.alignment
         self._pass = None if context is None or whole else size
         self._chunk: int | None = None
         if chunk_seconds is not None and context is not None:
@@ -286,7 +278,7 @@ class Window:
         if chunk_seconds == 0:
             self._most = None
         elif self._chunk is not None and self._chunk >= size and not whole:
-            self._most = max(1, torch.get_num_threads() * size // self._chunk)
+            self._most = max(1, network.threads * size // self._chunk)
         # Passes are cut at the same frames wherever the window begins.
         self._next = 0 if self._pass is None else first // self._pass * self._pass
         self._start = self._seen_from(self._next)
@@ -356,47 +348,44 @@ class Passes:
     than two passes somebody waits for them, and they are given at once.
 
     Args:
-        network: from `(1, seen * unit, ...)` to `(1, seen * hop, ...)`.
-        device: of the network.
+        begin: begins passes from `(1, seen * unit, ...)` to `(1, seen * hop, ...)`.
         chunk_seconds: audio that a part holds; None for all.
         hop: entries of the result in a frame.
     """
 
     def __init__(
-        self,
-        network: Callable[[Tensor], Tensor],
-        device: torch.device,
-        chunk_seconds: float | None,
-        hop: int = 1,
+        self, begin: Callable[[Sequence[np.ndarray]], Results], chunk_seconds: float | None, hop: int = 1
     ) -> None:
-        self._network, self._device, self._hop = network, device, hop
+        self._start, self._hop = begin, hop
         self._most = 0 if chunk_seconds is not None and chunk_seconds < 2 * PASS_SECONDS else 1
-        self._running: deque[tuple[Part, Callable[[], list[Tensor]]]] = deque()
+        self._running: deque[tuple[Part, Results]] = deque()
 
-    def run(self, parts: Iterator[Part], last: bool = False) -> Iterator[tuple[Part, Tensor]]:
+    def run(self, parts: Iterator[Part], last: bool = False) -> Iterator[tuple[Part, np.ndarray]]:
         """Begin the passes of these parts and give, in order, what is done: all of it if these are the last.
 
         Yields:
-            A part, and its `(channels, frames * hop, ...)` on the CPU.
+            A part, and its `(channels, frames * hop, ...)`.
         """
         for part in parts:
-            self._running.append((part, run_alone(self._network, self._inputs(part))))
+            self._running.append((part, self._start(inputs(part))))
             if len(self._running) > self._most:
                 yield self._next()
         while last and self._running:
             yield self._next()
 
-    def _inputs(self, part: Part) -> list[Tensor]:
-        inputs = []
-        for span in part.spans:
-            seen = part.values[:, (span.start - part.start) * part.unit : (span.stop - part.start) * part.unit]
-            inputs += [torch.from_numpy(channel[None].copy()).to(self._device) for channel in seen]
-        return inputs
-
-    def _next(self) -> tuple[Part, Tensor]:
+    def _next(self) -> tuple[Part, np.ndarray]:
         part, wait = self._running.popleft()
         found, channels, pieces = wait(), len(part.values), []
         for number, span in enumerate(part.spans):
-            rows = torch.cat(found[number * channels : (number + 1) * channels])
+            rows = np.concatenate(found[number * channels : (number + 1) * channels])
             pieces.append(rows[:, (span.begin - span.start) * self._hop : (span.end - span.start) * self._hop])
-        return part, torch.cat(pieces, dim=1).cpu()
+        return part, np.concatenate(pieces, axis=1)
+
+
+def inputs(part: Part) -> list[np.ndarray]:
+    """What the network sees in each pass of a part: span by span, each channel alone."""
+    found = []
+    for span in part.spans:
+        seen = part.values[:, (span.start - part.start) * part.unit : (span.stop - part.start) * part.unit]
+        found += [channel[None].copy() for channel in seen]
+    return found

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from q2d2cli.audio import AudioReader, RawFormat, open_sink, output_format, tagged_at_end
-from q2d2cli.codec import Codec, sample_range
+from q2d2cli.coder import Coder, sample_range
 from q2d2cli.concealment import Concealer
 from q2d2cli.container.header import FormatError, Header, Payload
 from q2d2cli.container.mending import Mended, mended
@@ -75,7 +75,7 @@ class Summary:
 
 
 def encode_file(
-    codec: Codec,
+    codec: Coder,
     source: Path,
     target: Path,
     progress: Progress | None = None,
@@ -222,7 +222,7 @@ def recording(source: Path) -> Iterator[Stop]:
 
 
 def decode_file(
-    codec_for: Callable[[Header], Codec],
+    codec_for: Callable[[Header], Coder],
     source: Path,
     target: Path,
     progress: Progress | None = None,

@@ -125,7 +125,7 @@ def test_tokens_that_share_inner_frames_do_not_depend_on_chunks(clip: Clip, samp
         encoder=SpectralEncoderConfig(dim=16, hidden=16, layers=3, tokens=2),
         decoder=VocosDecoderConfig(dim=16, hidden=16, layers=3, tokens=2),
     )
-    codec = Codec(CodecModel(config).eval(), b"12345678", torch.device("cpu"))
+    codec = Codec(CodecModel(config).eval(), b"12345678")
     audio = clip[0][24_000 : 24_000 + samples]
     whole = codec.encode(audio, 24_000, None)
     assert whole.indices.shape[1] == -(-samples // 72)
@@ -144,7 +144,7 @@ def test_unbounded_layers_have_no_context(clip: Clip) -> None:
         encoder=SeanetEncoderConfig(strides=(4, 3, 2, 2), filters=2, lstm_layers=1),
         decoder=VocosDecoderConfig(dim=32, hidden=32, layers=1, attention=True, norm_embeddings=4),
     )
-    codec = Codec(CodecModel(config).eval(), b"12345678", torch.device("cpu"))
+    codec = Codec(CodecModel(config).eval(), b"12345678")
     assert codec.model.encoder_context is None
     assert codec.model.decoder_context is None
     # They get everything at once, whatever the chunk size.

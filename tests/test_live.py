@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import CLIP, ROOT, TINY, Run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -166,9 +165,7 @@ def test_models_that_see_everything_have_no_live_streams(clip: Clip) -> None:
         ModelConfig(hop=48, feature_dim=32, decoder=decoder),
     ):
         assert latency(config, 48_000) is None
-    codec = Codec(
-        CodecModel(ModelConfig(hop=48, feature_dim=32, encoder=lstm)).eval(), b"12345678", torch.device("cpu")
-    )
+    codec = Codec(CodecModel(ModelConfig(hop=48, feature_dim=32, encoder=lstm)).eval(), b"12345678")
     with pytest.raises(UsageError, match="a whole recording at once"):
         codec.stream_encoder(16_000, block_seconds=0.2)
 

@@ -87,6 +87,15 @@ OutDir = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite existing files.")]
 Device = Annotated[str, typer.Option("--device", help="auto (CUDA when present), cpu, cuda, cuda:N or mps.")]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        "--runtime",
+        envvar="Q2D2_RUNTIME",
+        show_envvar=False,
+        help="What computes the model: torch, or onnx, on a CPU and without PyTorch.",
+    ),
+]
 
 
 def models_like(incomplete: str) -> list[str]:

@@ -19,6 +19,7 @@ from q2d2cli.cli.common import (
     Paths,
     Quiet,
     Raw,
+    Runtime,
     SampleFormat,
     check_jobs,
     convert_all,
@@ -33,7 +34,7 @@ from q2d2cli.cli.common import (
 from q2d2cli.errors import Q2D2Error, UsageError
 
 if TYPE_CHECKING:
-    from q2d2cli.codec import Codec
+    from q2d2cli.coder import Coder
     from q2d2cli.container.header import Header
     from q2d2cli.transcode import Progress, Summary
 
@@ -57,6 +58,7 @@ def decode(
         ),
     ] = None,
     device: Device = "auto",
+    runtime: Runtime = "torch",
     raw: Raw = False,
     sample_format: SampleFormat = None,
     start: Annotated[
@@ -111,19 +113,21 @@ def decode(
     planned = to_test(paths) if test else plan(paths, out_dir, suffix, {".q2d"}, check)
     check_jobs(planned.jobs, out_dir, force)
     from q2d2cli.passes import files_at_once
+    from q2d2cli.runtimes import check_runtime, passes_at_once
     from q2d2cli.transcode import decode_file
 
-    loaded: dict[str, Codec] = {}
+    check_runtime(runtime, device)
+    loaded: dict[str, Coder] = {}
     loading = threading.Lock()
 
-    def codec_for(header: Header) -> Codec:
+    def codec_for(header: Header) -> Coder:
         from q2d2cli.checkpoints import find_weights
-        from q2d2cli.codec import Codec
+        from q2d2cli.coder import Coder
 
         with loading:
             wanted = model or str(find_weights(header.model, header.fingerprint).folder)
             if wanted not in loaded:
-                loaded[wanted] = Codec.from_pretrained(wanted, device)
+                loaded[wanted] = Coder.from_pretrained(wanted, device, runtime)
             return loaded[wanted]
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
@@ -134,7 +138,8 @@ def decode(
         return summary
 
     line = test_line if test else None
-    return convert_all(planned, out_dir, force, quiet, as_json, convert, files_at_once(), line)
+    at_once = files_at_once(passes_at_once(runtime))
+    return convert_all(planned, out_dir, force, quiet, as_json, convert, at_once, line)
 
 
 def to_test(paths: list[Path]) -> Conversion:

@@ -19,6 +19,7 @@ from q2d2cli.cli.common import (
     Paths,
     Quiet,
     Raw,
+    Runtime,
     SampleFormat,
     check_jobs,
     convert_all,
@@ -58,6 +59,7 @@ def encode(
     model: Model = None,
     bitrate: Bitrate = None,
     device: Device = "auto",
+    runtime: Runtime = "torch",
     robust: Annotated[
         bool, typer.Option("--robust", help="Payload that survives flipped bits and lost blocks; costs some bits.")
     ] = False,
@@ -160,12 +162,15 @@ def encode(
     texts = named_texts(title, artist, album, date, genre, tracknumber)
     tags = edits_of(texts, comment, picture, not discard_comments, not discard_pictures)
     seconds = (LIVE_BLOCK_SECONDS if block is None else block) if live else None
-    from q2d2cli.codec import Codec
+    if effort and runtime == "onnx":
+        raise UsageError("--effort searches with gradients, which --runtime onnx has not: take --runtime torch")
+    from q2d2cli.coder import Coder
     from q2d2cli.passes import files_at_once
     from q2d2cli.streaming import check_search
     from q2d2cli.transcode import encode_file
 
-    codec = Codec.from_pretrained(name, device)
+    codec = Coder.from_pretrained(name, device, runtime)
+    at_once = 1 if effort else files_at_once(codec.network.threads)
     check_search(codec.header(codec.sample_rate, 1, None, mode), effort, rate_weight)
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
@@ -184,7 +189,7 @@ def encode(
             tags=tags,
         )
 
-    return convert_all(planned, out_dir, force, quiet, as_json, convert, 1 if effort else files_at_once())
+    return convert_all(planned, out_dir, force, quiet, as_json, convert, at_once)
 
 
 def share(text: str) -> float:

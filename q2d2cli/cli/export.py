@@ -1,4 +1,4 @@
-"""`q2d2 export`: a training run's best checkpoint as a model folder with a measured card."""
+"""`q2d2 export`: a training run's best checkpoint as a model folder with a measured card; a model as ONNX files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from q2d2cli.cli.common import Device, Force, Limit, Quiet, voice
+from q2d2cli.cli.common import Device, Force, Limit, Quiet, named, voice
 from q2d2cli.errors import UsageError
 from q2d2cli.files import refuse_device
 
@@ -19,11 +19,31 @@ PEERS = ["original", "opus:6", "opus:8", "codec2:3200", "codec2:1200"]
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of the run (the --out of q2d2 train).", show_default=False)],
-    folder: Annotated[
-        Path, typer.Argument(help="Model folder to write; ends in the model's name.", show_default=False)
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of the run (the --out of q2d2 train); with --onnx a model: name, folder or Hub id.",
+            show_default=False,
+            parser=named,
+            metavar="RUN",
+        ),
     ],
-    test: Annotated[Path, typer.Option("--test", help="Audio of speakers never trained on, to measure with.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Model folder to write; ends in the model's name. With --onnx a folder for its files.",
+            show_default=False,
+            parser=named,
+            metavar="FOLDER",
+        ),
+    ],
+    test: Annotated[
+        Path | None,
+        typer.Option("--test", help="Audio of speakers never trained on, to measure with.", show_default=False),
+    ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write encoder.onnx and decoder.onnx of a model, and nothing else.")
+    ] = False,
     name: Annotated[
         str | None,
         typer.Option("--name", help="Another name than that in the run's configuration.", show_default=False),
@@ -72,7 +92,26 @@ def export(
     """Write model.safetensors, config.json and a model card filled with measured numbers.
 
     q2d2 export RUN checkpoints/speech-3k-v3 --name speech-3k-v3 --test data/speech/test
+
+    q2d2 export --onnx speech-3k FOLDER
     """
+    if onnx:
+        in_vain = {
+            "--test": test,
+            "--name": name,
+            "--limit": limit,
+            "--scores": scores,
+            "--notes": notes,
+            "--average-with": average_with,
+            "--share": share,
+            "--with-discriminators": with_discriminators,
+        }
+        for option, value in in_vain.items():
+            if value:
+                raise UsageError(f"{option} is for runs, and --onnx takes a model as it is: leave one of them out")
+        return export_onnx(str(run), folder, force, quiet)
+    if test is None:
+        raise UsageError("--test is missing: name audio to measure the model with (or give --onnx)")
     from q2d2cli.checkpoints import CONFIG_NAME
 
     if (folder / CONFIG_NAME).exists() and not force:
@@ -106,4 +145,22 @@ def export(
         means = measured["codecs"][0]["datasets"]["all"]
         shown = ", ".join(f"{METRICS[metric].title} {means[metric]['mean']}" for metric in measured["metrics"])
         print(f"{folder}: {shown}", file=sys.stderr)
+    return 0
+
+
+def export_onnx(name: str, folder: Path, force: bool, quiet: bool) -> int:
+    """Write a model's two graphs."""
+    from q2d2cli.checkpoints import find
+    from q2d2cli.runtimes.graph import PARTS, export, file_name
+
+    checkpoint = find(name)
+    for part in PARTS:
+        path = folder / file_name(part)
+        if path.exists() and not force:
+            raise UsageError(f"{path} already exists: use --force to overwrite it")
+    for part in PARTS:
+        path = export(checkpoint, folder, part)
+        if not quiet:
+            size = path.stat().st_size / 1e6
+            print(f"{path}: {size:.1f} MB, {part} of {checkpoint.config.name}", file=sys.stderr)
     return 0

@@ -15,8 +15,10 @@ from q2d2cli.audio import AudioReader
 from q2d2cli.codec import Codec
 from q2d2cli.errors import Q2D2Error
 from q2d2cli.evaluation import codebook
+from q2d2cli.models.model import CodecModel
 from q2d2cli.models.precision import full_precision
 from q2d2cli.quantizers.q2d2 import Q2D2
+from q2d2cli.runtimes.pytorch import TorchNetwork
 from q2d2cli.streaming import StreamEncoder
 
 MAX_POINTS = 50_000
@@ -43,18 +45,25 @@ class Codes:
     skipped: list[str]
 
 
-class PointEncoder(StreamEncoder):
-    """A stream encoder that yields `(channels, frames, pairs, 2)` float32 coordinates before quantization."""
+class PointNetwork(TorchNetwork):
+    """Gives, for indices, `(1, frames, pairs, 2)` float32 coordinates before quantization."""
 
-    def __init__(self, codec: Codec, quantizer: Q2D2, sample_rate: int) -> None:
-        super().__init__(codec.model, codec.header(sample_rate, 1, None))
+    def __init__(self, model: CodecModel, quantizer: Q2D2) -> None:
+        super().__init__(model)
         self._quantizer = quantizer
 
     @full_precision()
     @torch.inference_mode()
-    def network(self, audio: Tensor) -> Tensor:
-        """`(channels, samples)` to `(channels, frames, pairs, 2)`."""
-        return self._quantizer.coordinates(self._model.encoder(self._model.pad(audio)))
+    def frames_of(self, audio: Tensor) -> Tensor:
+        """`(1, samples)` to `(1, frames, pairs, 2)`."""
+        return self._quantizer.coordinates(self.model.encoder(self.model.pad(audio)))
+
+
+class PointEncoder(StreamEncoder):
+    """A stream encoder that yields `(channels, frames, pairs, 2)` float32 coordinates before quantization."""
+
+    def __init__(self, codec: Codec, quantizer: Q2D2, sample_rate: int) -> None:
+        super().__init__(PointNetwork(codec.model, quantizer), codec.header(sample_rate, 1, None))
 
 
 def collect(codec: Codec, files: Sequence[Path], progress: Callable[[int], None] | None = None) -> Codes:

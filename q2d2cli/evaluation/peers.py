@@ -13,9 +13,9 @@ import soxr
 import torch
 from torch import Tensor
 
-from q2d2cli.codec import pick_device
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.subjects import CodecSubject, Size, fit
+from q2d2cli.runtimes.pytorch import pick_device
 
 
 class Peer(CodecSubject):

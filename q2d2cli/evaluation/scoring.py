@@ -256,6 +256,6 @@ def read_state(state: Path) -> dict[tuple[str, str], ScoreRow]:
 
 def default_jobs(device: str) -> int:
     """Processes to use: one per core on a CPU, one on a GPU."""
-    from q2d2cli.codec import pick_device
+    from q2d2cli.runtimes.pytorch import pick_device
 
     return (os.cpu_count() or 1) if pick_device(device).type == "cpu" else 1

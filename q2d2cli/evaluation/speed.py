@@ -73,7 +73,7 @@ def finish(device: str) -> None:
     """Wait until a GPU has done what it was given: its work goes on after the call that asked for it."""
     import torch
 
-    from q2d2cli.codec import pick_device
+    from q2d2cli.runtimes.pytorch import pick_device
 
     target = pick_device(device)
     if target.type == "cuda":
@@ -86,7 +86,7 @@ def peak_memory(device: str) -> float | None:
     """Highest memory so far, MB."""
     import torch
 
-    from q2d2cli.codec import pick_device
+    from q2d2cli.runtimes.pytorch import pick_device
 
     target = pick_device(device)
     if target.type == "cuda":

@@ -58,6 +58,8 @@ class Framing(Strict):
 class SpectralEncoderConfig(Framing):
     """STFT front end and ConvNeXt blocks."""
 
+    compression: ClassVar[float] = 0.3
+    """Exponent of the magnitude in the phase-aware channels."""
     type: Literal["spectral"] = "spectral"
     dim: PositiveInt = 256
     """Width of the blocks."""
@@ -65,6 +67,9 @@ class SpectralEncoderConfig(Framing):
     """Width inside a block."""
     layers: PositiveInt = 6
     kernel: PositiveInt = 7
+
+    takes_parts: ClassVar[bool] = False
+    """Of frames, at the end: the last must be filled with zeros."""
 
     def context(self, hop: int) -> int:
         """Tokens that the encoder sees on either side of one."""
@@ -84,6 +89,10 @@ class SeanetEncoderConfig(Strict):
     """Of the first and the last convolution."""
     unit_kernel: ClassVar[int] = 3
     """Of a residual unit."""
+    tokens: ClassVar[int] = 1
+    """Per inner frame, as `Framing.tokens` of other encoders."""
+    takes_parts: ClassVar[bool] = True
+    """Of frames, at the end: zeros there would change the tokens."""
 
     def context(self, hop: int) -> int | None:
         """Tokens that the encoder sees on either side of one; None for all (LSTM)."""
@@ -121,6 +130,8 @@ class QuantizerConfig(Strict):
 class VocosDecoderConfig(Framing):
     """Vocos: ConvNeXt blocks and an inverse-STFT head."""
 
+    max_magnitude: ClassVar[float] = 100.0
+    """Clip of the predicted magnitude, as in Vocos."""
     type: Literal["vocos"] = "vocos"
     dim: PositiveInt = 384
     hidden: PositiveInt = 1152
@@ -175,6 +186,11 @@ class ModelConfig(Strict):
     def decoder_context(self) -> int | None:
         """Frames that the decoder sees on either side of one, None if unbounded."""
         return self.decoder.context(self.hop)
+
+    @property
+    def alignment(self) -> int:
+        """Frames that encoder or decoder handle as one: what starts at a multiple of it gets the codes of the whole."""
+        return math.lcm(self.encoder.tokens, self.decoder.tokens)
 
     @property
     def frame_rate(self) -> float:

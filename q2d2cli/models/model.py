@@ -44,14 +44,9 @@ class CodecModel(nn.Module):
         """Frames the decoder sees on either side of one, None if unbounded."""
         return self.config.decoder_context
 
-    @property
-    def alignment(self) -> int:
-        """Frames that encoder or decoder handle as one: what starts at a multiple of it gets the codes of the whole."""
-        return math.lcm(self.encoder.tokens, self.decoder.tokens)
-
     def pad(self, audio: Tensor) -> Tensor:
         """Append zeros to `(batch, samples)` so that it fills whole frames, where the encoder needs them."""
-        if self.encoder.takes_parts:
+        if self.config.encoder.takes_parts:
             return audio
         missing = math.ceil(audio.shape[-1] / self.config.hop) * self.config.hop - audio.shape[-1]
         return nn.functional.pad(audio, (0, missing))

@@ -66,11 +66,6 @@ class SeanetEncoder(nn.Module):
         out_dim: width of the output features.
     """
 
-    tokens = 1
-    """Per inner frame, as `Framing.tokens` of other encoders."""
-    takes_parts = True
-    """Of frames, at the end: zeros there would change the tokens."""
-
     def __init__(self, config: SeanetEncoderConfig, out_dim: int) -> None:
         super().__init__()
         channels = config.filters

@@ -10,9 +10,6 @@ from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, narrow, part
 from q2d2cli.models.config import SpectralEncoderConfig
 from q2d2cli.models.packed import PackedLinear
 
-COMPRESSION = 0.3
-"""Exponent of the magnitude in the phase-aware channels."""
-
 
 class SpectralEncoder(nn.Module):
     """Log magnitude and compressed real and imaginary parts of an STFT, then ConvNeXt blocks.
@@ -26,8 +23,6 @@ class SpectralEncoder(nn.Module):
         out_dim: width of the output features.
     """
 
-    takes_parts = False
-    """Of frames: the last must be filled with zeros."""
     window: Tensor
 
     def __init__(self, config: SpectralEncoderConfig, hop: int, out_dim: int) -> None:
@@ -59,7 +54,7 @@ class SpectralEncoder(nn.Module):
         spectrum = torch.fft.rfft(frames)
         power = spectrum.real.square() + spectrum.imag.square()
         log_magnitude = 0.5 * torch.log(power + 1e-10)
-        factor = (power + 1e-8) ** ((COMPRESSION - 1) / 2)
+        factor = (power + 1e-8) ** ((SpectralEncoderConfig.compression - 1) / 2)
         return torch.cat([log_magnitude / 4 + 1, spectrum.real * factor, spectrum.imag * factor], dim=-1)
 
     def forward(self, audio: Tensor) -> Tensor:

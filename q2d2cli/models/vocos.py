@@ -10,9 +10,6 @@ from q2d2cli.models.blocks import ConvNeXtBlock, init_weights, join, make_norm, 
 from q2d2cli.models.config import VocosDecoderConfig
 from q2d2cli.models.packed import PackedLinear
 
-MAX_MAGNITUDE = 100.0
-"""Clip of the predicted magnitude, as in Vocos."""
-
 
 class ResnetBlock(nn.Module):
     """GroupNorm, swish, conv 3, twice, with a residual (WavTokenizer's `pos_net`)."""
@@ -92,7 +89,7 @@ class InverseStftHead(nn.Module):
         y = self.out(x)
         with torch.autocast(x.device.type, enabled=False):
             log_magnitude, phase = y.float().chunk(2, dim=-1)
-            magnitude = torch.exp(log_magnitude).clamp(max=MAX_MAGNITUDE)
+            magnitude = torch.exp(log_magnitude).clamp(max=VocosDecoderConfig.max_magnitude)
             frames = torch.fft.irfft(torch.polar(magnitude, phase), self.n_fft) * self.window
             envelope = self.window.square().expand(1, x.shape[1], -1)
             return self.overlap_add(frames) / self.overlap_add(envelope)

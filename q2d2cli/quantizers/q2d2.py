@@ -11,10 +11,7 @@ from torch import Tensor, nn
 from q2d2cli.quantizers.base import Quantized, Quantizer, check_indices, check_weights
 from q2d2cli.quantizers.geometry import HEXAGONAL_OFFSET
 from q2d2cli.quantizers.grids import exact, make_grids
-from q2d2cli.quantizers.spec import QuantizerSpec
-
-BOUND_MARGIN = 1e-3
-"""The authors' code stretches the bounded value by this much; the paper does not."""
+from q2d2cli.quantizers.spec import BOUND_MARGIN, QuantizerSpec
 
 
 class Q2D2(Quantizer):

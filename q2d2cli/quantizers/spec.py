@@ -13,6 +13,8 @@ LATTICE_KINDS = ("body-centred", "d4", "e8")
 KINDS = (*GRID_KINDS, "fsq", "vq", "rvq", *LATTICE_KINDS)
 """Quantizer kinds in the order of their codes in the file format."""
 
+BOUND_MARGIN = 1e-3
+"""The authors' code stretches the bounded value by this much; the paper does not."""
 MAX_GRID_LEVEL = 4095
 """Highest level of a dimension of a grid; keeps every grid below 2**25 points."""
 MAX_LEVEL = 65535

@@ -16,9 +16,9 @@ from rich.console import Console
 from torch import Tensor
 
 from q2d2cli import checkpoints
-from q2d2cli.codec import pick_device
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output, make_folder
+from q2d2cli.runtimes.pytorch import pick_device
 from q2d2cli.signals import Stop
 from q2d2cli.training.config import RUN_CONFIG_NAME, DataConfig, TrainConfig, to_yaml
 from q2d2cli.training.corpus import Corpus
