@@ -70,6 +70,8 @@ PLACES = {
     "export model": ("export", "tiny", "@", "--test", "refs"),
     "export test": ("export", "tiny", "model", "--test", "@"),
     "export notes": ("export", "tiny", "model", "--test", "refs", "--notes", "@"),
+    "export onnx model": ("export", "--onnx", "@", "graphs"),
+    "export onnx folder": ("export", "--onnx", "tiny", "@"),
     "models import checkpoint": ("models", "import", "@", "-c", "config.yaml", "mine"),
     "models import config": ("models", "import", "clip.wav", "-c", "@", "mine"),
     "models pull": ("models", "pull", "@"),

@@ -10,7 +10,7 @@ import typer
 
 from q2d2cli.cli.common import Device, Force, Limit, Quiet, named, voice
 from q2d2cli.errors import UsageError
-from q2d2cli.files import refuse_device
+from q2d2cli.files import check_output, make_folder, refuse_device
 
 CARD_METRICS = "distillmos,wer,speaker,visqol,pesq,stoi,dnsmos,mel,lines"
 """What a model card has, as far as it can be computed; the first four are no model's loss."""
@@ -154,10 +154,9 @@ def export_onnx(name: str, folder: Path, force: bool, quiet: bool) -> int:
     from q2d2cli.runtimes.graph import PARTS, export, file_name
 
     checkpoint = find(name)
+    make_folder(folder)
     for part in PARTS:
-        path = folder / file_name(part)
-        if path.exists() and not force:
-            raise UsageError(f"{path} already exists: use --force to overwrite it")
+        check_output(folder / file_name(part), force)
     for part in PARTS:
         path = export(checkpoint, folder, part)
         if not quiet:

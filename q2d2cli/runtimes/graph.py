@@ -127,9 +127,7 @@ def check_config(config: ModelConfig) -> None:
     elif not spec.snaps or (spec.is_lattice and max(spec.sizes) > MOST_SEARCHED):
         missing = f"quantizer {spec.kind}"
     if missing:
-        raise UsageError(
-            f"no ONNX graph for model {config.name!r}: there is none for its {missing}; use --runtime torch"
-        )
+        raise UsageError(f"model {config.name!r} has no ONNX graph: its {missing} has none; take runtime torch")
 
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
