@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from q2d2cli.container.blocks import PARITY, to_block
 from q2d2cli.container.header import CRC, FormatError
 from q2d2cli.container.varint import VarintError, from_varint, to_varint
@@ -145,6 +147,9 @@ def correct(window: bytes, parity: bytes, facts: Facts, erased: Sequence[tuple[i
         places = [place for begin, end in erased for place in places_of(facts, word, len(data), begin, end)]
         if len(places) > facts.symbols:
             return None
+        received = np.frombuffer(data + parity[word :: facts.depth], np.uint8)
+        if not places and not syndromes(received, facts.symbols).any():
+            continue
         try:
             fixed[word :: facts.depth] = coder.decode(data + parity[word :: facts.depth], erase_pos=places)[0]
         except (ReedSolomonError, ZeroDivisionError, IndexError):
@@ -154,19 +159,51 @@ def correct(window: bytes, parity: bytes, facts: Facts, erased: Sequence[tuple[i
 
 def consistent(window: bytes, parity: bytes, facts: Facts, erased: Sequence[tuple[int, int]], words: int) -> bool:
     """Whether the first codewords can be right everywhere but in the erased stretches (arguments as of `correct`)."""
-    from reedsolo import rs_calc_syndromes, rs_forney_syndromes
-
-    codec(facts.symbols)  # the functions use the tables of the code made last
     for word in range(min(words, facts.depth)):
         data = window[word :: facts.depth]
         places = [place for begin, end in erased for place in places_of(facts, word, len(data), begin, end)]
         spare = facts.symbols - len(places)
-        received = bytearray(data + parity[word :: facts.depth])
-        # Without what the erased places explain, nothing must be left.
-        left = rs_forney_syndromes(rs_calc_syndromes(received, facts.symbols), places, len(received))
-        if spare < 0 or any(left[:spare]):
+        received = np.frombuffer(data + parity[word :: facts.depth], np.uint8)
+        left = syndromes(received, facts.symbols)
+        # Without what the erased places explain, nothing must be left (Forney's modified syndromes).
+        for place in places:
+            left[:-1] = times(left[:-1], (len(received) - 1 - place) % (2**8 - 1)) ^ left[1:]
+        if spare < 0 or left[:spare].any():
             return False
     return True
+
+
+def syndromes(received: np.ndarray, symbols: int) -> np.ndarray:
+    """A codeword, uint8, as a polynomial at `2**0`, `2**1`, ...: all 0 if it is right. Any number, uint8.
+
+    The package's function does the same, a byte at a time.
+    """
+    logs, powers = LOG[received], _powers(len(received), symbols)
+    return np.asarray(np.bitwise_xor.reduce(np.where(received[:, None], EXP[logs[:, None] + powers], 0), axis=0))
+
+
+@lru_cache(maxsize=8)
+def _powers(size: int, symbols: int) -> np.ndarray:
+    """Logarithms of the powers of `2**j` by which the bytes of a codeword count, `(size, symbols)`."""
+    return np.outer(np.arange(size)[::-1], np.arange(symbols)) % (2**8 - 1)
+
+
+def times(values: np.ndarray, log: int) -> np.ndarray:
+    """Elements of GF(256), uint8, times `2**log`."""
+    return np.where(values, EXP[LOG[values] + log], 0).astype(np.uint8)
+
+
+def tables() -> tuple[np.ndarray, np.ndarray]:
+    """Logarithms of GF(256) with the polynomial 0x11D to base 2 (that of 0 is not used), and powers of 2, twice."""
+    log, exp, value = np.zeros(256, np.int64), np.zeros(510, np.uint8), 1
+    for power in range(255):
+        exp[power] = exp[power + 255] = value
+        log[value] = power
+        value = value << 1 ^ (0x11D if value & 0x80 else 0)
+    return log, exp
+
+
+LOG, EXP = tables()
 
 
 def places_of(facts: Facts, word: int, data: int, begin: int, end: int) -> Iterator[int]:
