@@ -84,7 +84,7 @@ def tiny_codec() -> Codec:
     from q2d2cli.models.model import CodecModel
 
     torch.manual_seed(0)
-    return Codec(CodecModel(TINY).eval(), bytes(8), torch.device("cpu"))
+    return Codec(CodecModel(TINY).eval(), bytes(8))
 
 
 def decode_target(data: bytes) -> None:
