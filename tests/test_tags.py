@@ -33,6 +33,7 @@ from q2d2cli.audio.tags import write_tags
 from q2d2cli.container.blocks import METADATA, to_block
 from q2d2cli.container.header import FormatError
 from q2d2cli.container.mending import Mended
+from q2d2cli.container.parity import Facts, blocks_of
 from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.container.tagging import with_tags
 from q2d2cli.container.tags import MAX_TAGS, Picture, Tags
@@ -222,6 +223,34 @@ def test_large_tags_keep_the_windows_of_parity() -> None:
     assert Mended(io.BytesIO(plain[:100] + bytes(size) + plain[100 + size :])).read() == plain
     # Going back and forth adds up to nothing.
     assert with_tags(with_tags(plain, tags), Tags((("TITLE", "x"),))) == plain
+
+
+@pytest.mark.parametrize("facts", [Facts(1, 1, 254), Facts(1, 1, 1), Facts(200, 1, 4)])
+def test_parity_of_any_strength_is_made_anew(facts: Facts) -> None:
+    """Hostile parity blocks do not make a file grow, or more than twice."""
+    data = tagged(Tags(), 1.0)
+    size = Reader(io.BytesIO(data)).header_bytes
+    strange = b"".join(blocks_of(facts, 0, bytes(facts.parity_bytes)))
+    new = with_tags(data[:size] + strange + data[size:], TAGS)
+    assert read(new)[0].tags == TAGS
+    assert len(new) < 2.3 * (len(data) + 45_000)
+
+
+def test_robust_files_lose_blocks_and_keep_tags() -> None:
+    file = io.BytesIO()
+    writer = Writer(file, replace(HEADER, payload="robust"), tags=TAGS)
+    writer.write(INDICES)
+    writer.close(samples_of(FRAMES))
+    data = file.getvalue()
+    blocks = list(Reader(io.BytesIO(data)).blocks())
+    reader, _ = read(data[: blocks[0].offset] + data[blocks[0].end :])
+    assert (reader.tags, reader.lost_blocks, reader.num_samples) == (TAGS, 1, samples_of(FRAMES))
+    bad = bytearray(data)
+    bad[reader.header_bytes + 50] ^= 1
+    bad[blocks[1].begin + 5] ^= 1
+    reader, _ = read(bytes(bad))
+    assert (reader.tags, reader.damaged_blocks, reader.lost_blocks) == (Tags(), 1, 0)
+    assert sorted(fault.kind for fault in reader.faults) == ["damaged", "tags"]
 
 
 def test_blocks_of_other_kinds_stay() -> None:

@@ -53,8 +53,8 @@ class Facts:
 
     @property
     def share(self) -> float:
-        """The largest share for which `facts_for` gives as much parity."""
-        return max(0.0, self.mendable - 0.5) / self.length
+        """The largest share for which `facts_for` gives as much parity, up to what may be asked for."""
+        return min(MAX_SHARE, max(0.0, self.mendable - 0.5) / self.length)
 
 
 def check_share(share: float) -> float:
