@@ -193,6 +193,7 @@ def browser(tmp_path: Path) -> Iterator[Any]:
         "disable-sync",
         "autoplay-policy=no-user-gesture-required",
         "mute-audio",
+        "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no page may need another host
         "window-size=1000,1100",
         f"user-data-dir={tmp_path / 'profile'}",
     ):
