@@ -40,7 +40,7 @@ def test_every_promise_names_tests_that_exist() -> None:
 
 def test_answers_are_what_happens(call: Run, clip: tuple[np.ndarray, int], tmp_path: Path) -> None:
     """The blocks of docs/questions.md, one after the other in one folder."""
-    soundfile.write(tmp_path / "talk.wav", clip[0][:48_000], clip[1])
+    soundfile.write(tmp_path / "talk.wav", clip[0][:32_000], clip[1])
     text = (DOCS / "questions.md").read_text("utf-8")
     blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
     assert len(blocks) > 8
