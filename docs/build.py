@@ -5,6 +5,7 @@ A hook of mkdocs (mkdocs.yml names it): what other files of the repository say i
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 import re
 from pathlib import Path
@@ -89,18 +90,22 @@ def commands() -> str:
     for name, command, context in manual.commands("q2d2", manual.root(), None):
         call = name.replace("-", " ")
         parts.append(f"\n{'##' if name.count('-') < 2 else '###'} {call}\n")
-        for text in (command.help or "").replace("\b", "").split("\n\n"):
-            text = " ".join(text.split())
-            if text:
-                example = text.startswith("q2d2 ") or "| q2d2 " in text
-                parts.append(f"    {text}\n" if example else f"{escaped(text)}\n")
-        parts.append(f"    {call} {' '.join(command.collect_usage_pieces(context))}\n")
+        parts.append(block([f"{call} {' '.join(command.collect_usage_pieces(context))}"]))
+        texts = [" ".join(text.split()) for text in (command.help or "").replace("\b", "").split("\n\n")]
+        for example, group in itertools.groupby(filter(None, texts), manual.is_example):
+            lines = list(group)
+            parts.append(block(lines) if example else "\n\n".join(map(escaped, lines)) + "\n")
         records = [record for p in command.get_params(context) if (record := p.get_help_record(context))]
         if records:
-            parts.append("| option | |\n|---|---|")
+            parts.append("| argument or option | |\n|---|---|")
             parts += [f"| {code(option)} | {escaped(' '.join(text.split()))} |" for option, text in records]
             parts.append("")
     return "\n".join(parts)
+
+
+def block(lines: list[str]) -> str:
+    """Lines of the shell."""
+    return "\n".join(["```sh", *lines, "```\n"])
 
 
 def code(text: str) -> str:

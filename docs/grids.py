@@ -26,7 +26,7 @@ STYLE = (
 
 def place(where: np.ndarray, left: float) -> np.ndarray:
     """Coordinates of a grid as those of its panel, the second one upwards."""
-    scale = SIDE / LEVELS
+    scale = SIDE / (LEVELS + 0.5)  # rows of the hexagonal grid are shifted by a quarter of a step
     return np.stack([left + SIDE / 2 + where[:, 0] * scale, LABEL + SIDE / 2 - where[:, 1] * scale], axis=1)
 
 

@@ -49,8 +49,7 @@ def page(name: str, command: Any, context: Any) -> str:
     lines += [".SH SYNOPSIS", f".B {plain(call)}", plain(" ".join(command.collect_usage_pieces(context)))]
     lines += [".SH DESCRIPTION", plain(what)]
     for text in more:
-        example = text.startswith("q2d2 ") or "| q2d2 " in text
-        lines += [".PP", ".EX", plain(text), ".EE"] if example else [".PP", plain(text)]
+        lines += [".PP", ".EX", plain(text), ".EE"] if is_example(text) else [".PP", plain(text)]
     records = [record for parameter in command.get_params(context) if (record := parameter.get_help_record(context))]
     if records:
         lines.append(".SH OPTIONS")
@@ -67,6 +66,11 @@ def page(name: str, command: Any, context: Any) -> str:
     if name != "q2d2":
         lines += [".SH SEE ALSO", ".BR q2d2 (1)"]
     return "\n".join(lines) + "\n"
+
+
+def is_example(text: str) -> bool:
+    """Whether a paragraph of a command's help is a command itself."""
+    return text.startswith("q2d2 ") or "| q2d2 " in text
 
 
 def plain(text: str) -> str:
