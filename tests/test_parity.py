@@ -208,3 +208,22 @@ def test_the_commands(run: Run, tmp_path: Path) -> None:
     assert result.returncode == 1
     assert b"cannot be mended" in result.stderr
     assert not (tmp_path / "none.q2d").exists()
+
+
+def test_info_says_what_the_parity_of_a_short_file_is_worth(run: Run, tmp_path: Path) -> None:
+    """Of a file of one block, a tenth of that block: not the block."""
+    path = tmp_path / "short.q2d"
+    for frames, less in ((200, True), (2500, False)):
+        data = protected(0.1, frames)
+        path.write_bytes(data)
+        facts = json.loads(run("info", path, "--json").stdout)
+        blocks = list(Reader(io.BytesIO(data)).blocks())
+        assert facts["largest_block"] == max(block.end - block.offset for block in blocks)
+        assert (facts["mendable_bytes"] < facts["largest_block"]) == less
+        assert (b"less than a block of" in run("info", path).stdout) == less
+        for begin in range(0, blocks[-1].end - facts["mendable_bytes"], 397):
+            end = begin + facts["mendable_bytes"]
+            assert mend(data[:begin] + bytes(end - begin) + data[end:])[0] == data
+        block = blocks[0]
+        lost = data[: block.offset] + data[block.end :]
+        assert (mend(lost)[0] == data) == (not less)

@@ -232,3 +232,27 @@ def test_a_part_of_a_damaged_file_is_mended(tmp_path: Path) -> None:
         found = [(block.first, reader.unpack(block)) for block in reader.part(first, first + 200)]
         got = np.concatenate([part for _, part in found], axis=1)[:, first - found[0][0] :][:, :200]
         np.testing.assert_array_equal(got, indices[:, first : first + 200])
+
+
+@pytest.mark.parametrize("gone", [(3, 4, 9), (5, 18), (0, 9), (7,)])
+def test_lost_blocks_of_any_size_are_mended(gone: tuple[int, ...]) -> None:
+    """Entropy-coded blocks, whose sizes nobody knows once they are gone, in one place or two."""
+    header = Header(
+        quantizer=SPEC, hop=240, sample_rate=24_000, model="m", fingerprint=bytes(8), original_rate=24_000,
+        channels=1, num_samples=240 * 4000, frames_per_block=200, payload="coded", context=File.context,
+    )  # fmt: skip
+    indices = draw_indices(SPEC, (1, 4000), 0)
+    for block in range(20):
+        indices[:, 200 * block : 200 * block + 8 * block] = 0
+    file = io.BytesIO()
+    writer = Writer(file, header, parity=0.2)
+    writer.write(indices)
+    writer.close(240 * 4000)
+    data, parts, at = file.getvalue(), [], 0
+    blocks = list(Reader(io.BytesIO(data)).blocks())
+    assert len({block.end - block.offset for block in blocks}) > 5
+    for number in gone:
+        parts.append(data[at : blocks[number].offset])
+        at = blocks[number].end
+    fixed = Mended(io.BytesIO(b"".join([*parts, data[at:]])))
+    assert fixed.read() == data

@@ -62,8 +62,7 @@ def facts_of(path: Path) -> dict[str, Any]:
 
     try:
         with Reader(open_binary(path), conceal=True) as reader:
-            for _ in reader.blocks():
-                pass
+            largest = max((block.end - block.offset for block in reader.blocks()), default=0)
     except FormatError as error:
         raise FormatError(f"{'standard input' if path == PIPE else path} {error}") from error
     header, samples = reader.header, reader.num_samples or 0
@@ -102,6 +101,7 @@ def facts_of(path: Path) -> dict[str, Any]:
         "lost_blocks": reader.lost_blocks,
         "lost_seconds": round(reader.lost_seconds, 4),
         "faults": reader.faults,
+        "largest_block": largest,
         "parity_blocks": reader.parity_blocks,
         **(parity_facts(path) if reader.parity_blocks and path != PIPE else {}),
         "metadata_blocks": reader.metadata_blocks,
@@ -205,7 +205,9 @@ def as_text(facts: dict[str, Any]) -> str:
         rows += [("", cut(f"{name}={printable(text)}")) for name, text in tags.comments]
         rows += [("", picture_line(picture)) for picture in tags.pictures]
     if facts.get("window_bytes"):
-        rows.append(("parity", f"mends {facts['mendable_bytes']} lost bytes in {facts['window_bytes']}"))
+        mends = f"mends {facts['mendable_bytes']} lost bytes in {facts['window_bytes']}"
+        less = facts["mendable_bytes"] < facts["largest_block"]
+        rows.append(("parity", f"{mends}, less than a block of {facts['largest_block']}" if less else mends))
         if facts["faults"]:
             rest = "all of it" if facts["mends_whole"] else f"all but {facts['lost_seconds_mended'] or 0:.2f} s of it"
             rows.append(("repair", f"q2d2 repair mends {rest}" if facts["mended_bytes"] else "cannot be mended"))

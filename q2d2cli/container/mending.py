@@ -103,7 +103,7 @@ class Mender:
     Attributes:
         mended: bytes of the file, as it was written, that did not arrive in sound blocks and were found again.
         windows: windows with parity so far.
-        facts: of the last of them.
+        facts: of the longest of them.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -200,7 +200,7 @@ class Mender:
             raw += self._data[self._at : self._at + size]
             self._at += size
         self.windows += 1
-        self.facts = facts
+        self.facts = facts if self.facts is None else max(self.facts, facts, key=lambda known: known.length)
         whole = b"".join(window.parity.get(n, b"") for n in range(0, facts.parity_bytes, PIECE_BYTES))
         complete = len(whole) == facts.parity_bytes
         untouched = not window.damaged and len(window.data) == window.total == facts.length
@@ -379,7 +379,40 @@ def mend(window: ParityWindow) -> tuple[bytes, int] | None:
         data = mend_around(window, placed)
         if data:
             return data, sum(end - begin for begin, end in runs(known_bytes(len(data), placed)))
+    for placed in two_gaps(window):
+        data = mend_around(window, placed)
+        if data:
+            return data, sum(end - begin for begin, end in runs(known_bytes(len(data), placed)))
     return None
+
+
+def two_gaps(window: ParityWindow) -> Iterator[list[tuple[int, BlockInWindow]]]:
+    """Where the sound pieces belong if blocks are gone in two places: how much in which, a few codewords tell."""
+    facts = window.facts
+    assert facts is not None
+    parity = b"".join(window.parity.get(at, b"") for at in range(0, facts.parity_bytes, PIECE_BYTES))
+    gone, expected, at = window.total - len(window.data), window.first, 0
+    stretches: list[list[BlockInWindow]] = [[]]
+    for piece in window.pieces:
+        is_data = piece.code & ~(PLAIN | SHORT) == DATA
+        if piece.begin != at or (is_data and piece.number != expected):
+            stretches.append([])
+        stretches[-1].append(piece)
+        at, expected = piece.end, piece.number + 1 if is_data else expected
+    if len(stretches) != 3 or len(parity) < facts.parity_bytes or not 2 <= gone <= facts.parity_bytes:
+        return
+    first = stretches[0][-1].end if stretches[0] else 0
+    last = stretches[1][-1].end
+    if (stretches[1][0].begin, stretches[2][0].begin) != (first, last):
+        return
+    data = bytes(window.data[: facts.length])
+    for size in range(1, gone):
+        guess = (data[:first] + bytes(size) + data[first:last] + bytes(gone - size) + data[last:])[: facts.length]
+        gaps = [(first, first + size), (last + size, last + gone)]
+        if consistent(guess, parity, facts, gaps, CHECKS):
+            shifts = zip(stretches, (0, size, gone), strict=True)
+            placed = [(piece.begin + shift, piece) for part, shift in shifts for piece in part]
+            yield [(at, piece) for at, piece in placed if at + piece.end - piece.begin <= facts.length]
 
 
 def mend_around(window: ParityWindow, placed: list[tuple[int, BlockInWindow]]) -> bytes | None:
