@@ -184,24 +184,26 @@ def show(rows: list[dict[str, Any]]) -> None:
     if not rows:
         console.print("No models here. Set Q2D2_MODELS to a folder of models, or get one with q2d2 models pull.")
         return
-    table = Table(box=None, pad_edge=False)
-    for name in ("model", "kbit/s", "tokens/s", "grid, levels", "size", "coded", "live", "PESQ", "STOI"):
-        left = name in {"model", "grid, levels"}
-        table.add_column(name, justify="left" if left else "right", no_wrap=name == "model")
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for name in ("model", "kbit/s", "tokens/s", "grid", "size", "coded", "live", "DistillMOS", "STOI"):
+        table.add_column(name, justify="left" if name in {"model", "grid"} else "right", no_wrap=True)
     for row in rows:
         table.add_row(
-            row["name"] + (" (default)" if row["default"] else ""),
+            row["name"] + (" *" if row["default"] else ""),
             f"{row['kbit_per_second']:.2f}",
             f"{row['tokens_per_second']:.1f}",
-            f"{row['grid']} {','.join(map(str, row['levels']))}",
+            row["grid"],
             f"{row['megabytes']:.1f} MB",
             "yes" if row["context"] else "no",
             f"{1000 * row['latency']['total']:.0f} ms" if row["latency"] else "-",
-            *(f"{row['metrics'][key]:.3f}" if key in row["metrics"] else "-" for key in ("pesq", "stoi")),
+            *(
+                f"{row['metrics'][key]:.{decimals}f}" if key in row["metrics"] else "-"
+                for key, decimals in (("distillmos", 2), ("stoi", 3))
+            ),
         )
     console.print(table)
     console.print(
-        "coded: whether it has a context model, with which files take fewer bits than that; see q2d2 context.",
+        "*: the default. coded: whether it has a context model, with which files take fewer bits than that.",
         style="dim",
     )
     console.print(
@@ -209,5 +211,5 @@ def show(rows: list[dict[str, Any]]) -> None:
         style="dim",
     )
     console.print(
-        "PESQ and STOI: means over speakers never trained on; each model's README.md says which.", style="dim"
+        "DistillMOS, STOI: means over speakers never trained on; each model's README.md says which.", style="dim"
     )
