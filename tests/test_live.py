@@ -7,6 +7,8 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from q2d2cli import Codec, Tokens, UsageError
 from q2d2cli.audio import AudioReader
 from q2d2cli.audio.resampling import held_back
+from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.latency import LIVE_BLOCK_SECONDS, latency
 from q2d2cli.models.config import ModelConfig, SeanetEncoderConfig, VocosDecoderConfig
 from q2d2cli.models.model import CodecModel
@@ -235,3 +238,36 @@ def test_the_example_streams_over_a_socket(tiny: Path, clip: Clip) -> None:
     codec = Codec.from_pretrained(tiny, "cpu")
     expected = codec.decode(codec.encode(clip[0], clip[1]))[0].numpy()
     assert (np.abs(np.frombuffer(audio, "<i2") / 32767 - expected.clip(-1, 1)) < 1e-3).mean() > 0.99
+
+
+def test_memory_does_not_grow_with_the_length(tiny_codec: Codec) -> None:
+    """A stream six times as long, through encoder, file, reader and decoder, takes no more; and the first of it none.
+
+    NumPy's memory: what a tensor holds is a pass's. `benchmarks/length.py` measures the whole command.
+    """
+    noise = np.random.default_rng(0).normal(0, 0.1, (1, 16_000)).astype(np.float32)
+
+    def peak(seconds: int) -> int:
+        header = tiny_codec.header(16_000, 1, None, "packed")
+        encoder = tiny_codec.stream_encoder(16_000, 1, payload="packed")
+        with tempfile.TemporaryFile() as file:
+            tracemalloc.start()
+            writer = Writer(file, header)
+            for _ in range(seconds):
+                for indices in encoder.push(noise):
+                    writer.write(indices)
+            for indices in encoder.finish():
+                writer.write(indices)
+            writer.close(16_000 * seconds)
+            file.seek(0)
+            reader = Reader(file)
+            decoder = tiny_codec.stream_decoder(reader.header)
+            heard = sum(piece.shape[1] for block in reader.blocks() for piece in decoder.push(reader.unpack(block)))
+            heard += sum(piece.shape[1] for piece in decoder.finish(16_000 * seconds))
+            most = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert heard == 16_000 * seconds
+        return most
+
+    peak(30)  # what is made once
+    assert peak(180) < 1.1 * peak(30)
