@@ -98,7 +98,9 @@ def commands() -> str:
         records = [record for p in command.get_params(context) if (record := p.get_help_record(context))]
         if records:
             parts.append("| argument or option | |\n|---|---|")
-            parts += [f"| {code(option)} | {escaped(' '.join(text.split()))} |" for option, text in records]
+            # Typer puts the type of what it parses itself behind a name.
+            rows = [(re.sub(r" <[^>]*>$", "", option), " ".join(text.split())) for option, text in records]
+            parts += [f"| {code(option)} | {escaped(text)} |" for option, text in rows]
             parts.append("")
     return "\n".join(parts)
 
