@@ -129,6 +129,11 @@ def test_a_port_in_use_and_wrong_hosts_are_one_line(run: Run) -> None:
     one_line(run("demo", "--host", "192.0.2.1", "--port", "0"), 2, "192.0.2.1")
 
 
+def test_without_gradio_the_extra_is_named(call: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    one_line(call("demo", "--port", "0"), 2, 'pip install "q2d2[demo]"')
+
+
 @pytest.fixture
 def outside() -> Iterator[tuple[str, list[bytes]]]:
     """A proxy for all hosts, which only notes who asks for one."""

@@ -481,7 +481,7 @@ def voice(quiet: bool) -> Voice:
     return Voice(report, partial(count_bar, quiet=quiet))
 
 
-def check_packages(command: str, *packages: str) -> None:
-    """Raise UsageError if a package that a command needs from the extra `eval` is missing."""
+def check_packages(command: str, *packages: str, extra: str = "eval") -> None:
+    """Raise UsageError if a package that a command needs from an extra is missing."""
     if any(importlib.util.find_spec(package) is None for package in packages):
-        raise UsageError(f'{command} needs more packages: pip install "q2d2[eval]"')
+        raise UsageError(f'{command} needs more packages: pip install "q2d2[{extra}]"')

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated
 
 import typer
 
-from q2d2cli.cli.common import Device, Quiet
-from q2d2cli.errors import UsageError
+from q2d2cli.cli.common import Device, Quiet, check_packages
 
 
 def demo(
@@ -23,8 +21,7 @@ def demo(
 
     q2d2 demo --port 8000
     """
-    if any(importlib.util.find_spec(package) is None for package in ("gradio", "matplotlib", "scipy")):
-        raise UsageError('demo needs more packages: pip install "q2d2[demo]"')
+    check_packages("demo", "gradio", "matplotlib", "scipy", extra="demo")
     from q2d2cli.demo.page import listen, serve
 
     serve(listen(host, port), device, quiet)
