@@ -4,7 +4,8 @@
 
 For each model that is here: packed, tables of counts, adaptive tables, and the recurrent network of the model's own
 folder. Every file is cut into blocks as its .q2d would be, and the bits are those of the payload's whole bytes.
-Times are processor time of coding against that of the network's encoder or decoder, for one long file.
+Times are processor time of coding against that of the network's encoder or decoder, for one long file. The last two
+columns are of a few seconds of some speakers: the encoder's tokens, and those of a search (`--effort`).
 """
 
 from __future__ import annotations
@@ -43,15 +44,31 @@ def spent(blocks: list[np.ndarray], sizes: tuple[int, ...], model: ContextModel 
     return 8 * sum(map(min, packed, coded))
 
 
-def speakers(folder: Path, minutes: float, codec: Codec, effort: int) -> dict[str, list[Tokens]]:
+def speakers(folder: Path, minutes: float, codec: Codec) -> dict[str, list[Tokens]]:
     """Tokens of files of each speaker, up to so many minutes."""
     rng = np.random.default_rng(0)
     found: dict[str, list[Tokens]] = {}
     for path in rng.permutation(np.array(audio_files(folder), dtype=object)):
         files = found.setdefault(path.parent.name, [])
         if sum(tokens.duration for tokens in files) < 60 * minutes:
-            files.append(codec.encode(read_mono(path, codec.sample_rate), codec.sample_rate, effort=effort))
+            files.append(codec.encode(read_mono(path, codec.sample_rate), codec.sample_rate))
     return found
+
+
+def begun(folder: Path, count: int, seconds: float, codec: Codec) -> list[np.ndarray]:
+    """The beginning of a file of each of some speakers, evenly spaced."""
+    first: dict[str, Path] = {}
+    for path in audio_files(folder):
+        first.setdefault(path.parent.name, path)
+    paths = list(first.values())
+    count = min(count, len(paths))
+    chosen = [paths[i * len(paths) // count] for i in range(count)]
+    return [read_mono(path, codec.sample_rate)[: round(seconds * codec.sample_rate)] for path in chosen]
+
+
+def per_frame(blocks: list[np.ndarray], sizes: tuple[int, ...], model: ContextModel | None) -> float:
+    """Payload bits per frame of blocks."""
+    return spent(blocks, sizes, model) / max(1, sum(block.shape[1] for block in blocks))
 
 
 def seconds(function: object, *arguments: object) -> float:
@@ -83,14 +100,24 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True, help="audio to measure on, a folder a speaker")
     parser.add_argument("--minutes", type=float, default=60, help="of audio to count")
     parser.add_argument("--test-minutes", type=float, default=2, help="of each test speaker")
-    parser.add_argument("--effort", type=int, default=0, help="rounds of search when encoding the test audio")
+    parser.add_argument("--effort", type=int, default=5, help="rounds of search; 0 for none")
+    parser.add_argument("--searched", type=int, default=6, help="speakers whose clips are searched")
+    parser.add_argument("--searched-seconds", type=float, default=3, help="of each")
     parser.add_argument("--cost-seconds", type=float, default=120, help="length of the file that is timed; 0 for none")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print("| model | coded | bits a frame | saved | kbit/s | of encode | of decode |\n|---|---|---|---|---|---|---|")
+    print(
+        "| weights | coded | bits a frame | saved | kbit/s | of encode | of decode | some clips | "
+        f"effort {arguments.effort} |\n|---|---|---|---|---|---|---|---|---|"
+    )
     for name in arguments.models or [checkpoint.config.name for checkpoint in checkpoints.available()]:
         codec = Codec.from_pretrained(name, "cpu")
-        files = speakers(arguments.test, arguments.test_minutes, codec, arguments.effort)
+        files = speakers(arguments.test, arguments.test_minutes, codec)
+        clips = begun(arguments.test, arguments.searched, arguments.searched_seconds, codec) if arguments.effort else []
+        searched = [
+            [block for clip in clips for block in blocks_of(codec.encode(clip, codec.sample_rate, effort=effort))]
+            for effort in (0, arguments.effort)
+        ]
         blocks = [block for some in files.values() for tokens in some for block in blocks_of(tokens)]
         kinds: dict[str, ContextModel | None] = {"packed": None}
         if arguments.train:
@@ -103,17 +130,15 @@ def main() -> None:
             print(f"{name}: {error}")
         full = codec.quantizer.bits_per_frame
         for kind, model in kinds.items():
-            bits = spent(blocks, codec.quantizer.sizes, model) / sum(block.shape[1] for block in blocks)
-            row = (
-                f"| {codec.name} | {kind} | {bits:.2f} | {1 - bits / full:.1%} | {bits * codec.frame_rate / 1000:.2f} |"
-            )
-            if model is None or not arguments.cost_seconds:
-                print(row + " | |", flush=True)
-                continue
-            encode, decode = cost(codec, model, arguments.test, arguments.cost_seconds)
-            print(f"{row} {encode:.1%} | {decode:.1%} |", flush=True)
+            bits, *few = (per_frame(some, codec.quantizer.sizes, model) for some in (blocks, *searched))
+            shares = ["", ""]
+            if model is not None and arguments.cost_seconds:
+                shares = [f"{share:.1%}" for share in cost(codec, model, arguments.test, arguments.cost_seconds)]
+            cells = [f"{bits:.2f}", f"{1 - bits / full:.1%}", f"{bits * codec.frame_rate / 1000:.2f}", *shares]
+            cells += [f"{value:.2f}" if clips else "" for value in few]
+            print(f"| {codec.name} | {kind} | {' | '.join(cells)} |", flush=True)
         count = sum(tokens.duration for some in files.values() for tokens in some) / 60
-        print(f"| | {len(files)} speakers, {count:.1f} minutes | of {full:.2f} | | | | |", flush=True)
+        print(f"| | {len(files)} speakers, {count:.1f} minutes | of {full:.2f} | | | | | | |", flush=True)
 
 
 if __name__ == "__main__":

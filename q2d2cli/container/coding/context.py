@@ -18,7 +18,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def counts(self, pair: int) -> np.ndarray:
-        """`(rows, sizes[pair])` uint64, each at least 1, sums at most `ranges.MAX_TOTAL`."""
+        """`(rows, sizes[pair])` uint32 or uint64, each at least 1, sums at most `ranges.MAX_TOTAL`."""
 
     @abstractmethod
     def take(self, pair: int, indices: np.ndarray) -> None:
@@ -94,7 +94,7 @@ def costs(counts: np.ndarray) -> np.ndarray:
 
 def spans(counts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
     """`(rows, 3)` int64 start, count and total of `(rows,)` symbols in `(rows, alternatives)` counts."""
-    ends = counts.cumsum(axis=1)
+    ends = counts.cumsum(axis=1, dtype=counts.dtype)
     rows = np.arange(len(counts))
     count = counts[rows, symbols]
     return np.stack([ends[rows, symbols] - count, count, ends[:, -1]], axis=1).astype(np.int64)

@@ -72,18 +72,18 @@ class Decoder:
         """The next symbol of the first streams.
 
         Args:
-            counts: `(streams, alternatives)` uint64, each at least 1, sums at most `MAX_TOTAL`.
+            counts: `(streams, alternatives)` uint32 or uint64, each at least 1, sums at most `MAX_TOTAL`.
 
         Returns:
             `(streams,)` int64.
         """
         n = len(counts)
         rows, code, span = self._rows[:n], self._code[:n], self._span[:n]
-        ends = counts.cumsum(axis=1)
+        ends = counts.cumsum(axis=1, dtype=counts.dtype)
         total = ends[:, -1]
         unit = span // total
         place = np.minimum(code // unit, total - np.uint64(1))
-        symbols = (ends <= place[:, None]).sum(axis=1)
+        symbols = (ends > place.astype(counts.dtype)[:, None]).argmax(axis=1)
         count = counts[rows, symbols]
         code -= (ends[rows, symbols] - count) * unit
         np.multiply(count, unit, out=span)

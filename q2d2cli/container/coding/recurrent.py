@@ -37,7 +37,7 @@ Tensors = dict[str, np.ndarray]
 
 @lru_cache(maxsize=1)
 def powers() -> np.ndarray:
-    """`(16 * STEPS + 1,)` uint64: `LARGEST * 2**(-k / STEPS)` rounded down, from integers alone; the last is 1."""
+    """`(16 * STEPS + 1,)` uint32: `LARGEST * 2**(-k / STEPS)` rounded down, from integers alone; the last is 1."""
     table = []
     for k in range(16 * STEPS + 1):
         # The largest value whose 64th power is not above 2**(16 * 64 - k), from a guess that is not below it.
@@ -45,7 +45,7 @@ def powers() -> np.ndarray:
         while value**STEPS > 1 << (16 * STEPS - k):
             value -= 1
         table.append(value)
-    return np.array(table, np.uint64)
+    return np.array(table, np.uint32)
 
 
 class RecurrentModel(ContextModel):
@@ -73,25 +73,40 @@ class RecurrentModel(ContextModel):
         self.state = np.concatenate([whole["recurrent"], *(whole[f"hidden.{j}"] for j in range(pairs))], axis=1)
         self.inputs = [embeddings[j] @ whole[f"input.{j}"] * shift for j in range(pairs)]
         self.inputs[0] += whole["recurrent_bias"]
-        self.hidden_bias = [whole[f"hidden_bias.{j}"] for j in range(pairs)]
+        self.hidden_bias = np.concatenate([whole[f"hidden_bias.{j}"] for j in range(pairs)])
         self.within = {
             (j, k): embeddings[k][:-1] @ whole[f"within.{j}.{k}"] * shift for j in range(pairs) for k in range(j)
         }
         self.out = [whole[f"out.{j}"] for j in range(pairs)]
         self.out_bias = [whole[f"out_bias.{j}"] for j in range(pairs)]
         self._check_sums(embedded)
+        self._shift()
+
+    def _shift(self) -> None:
+        """Put the points of sums where the next step has them: powers of two, so that all stays as exact."""
+        gate, change, hidden = (2.0 ** (bits - PRE_BITS) for bits in (6, 10, HIDDEN_BITS))
+        scale = np.repeat(np.array([gate, change], np.float32), self.units)
+        self.state *= np.concatenate([scale, np.full(len(self.sizes) * self.width, hidden, np.float32)])
+        self.inputs = [table * scale for table in self.inputs]
+        self.inputs[0][:, : self.units] += 128  # the gate's 1/2
+        self.lowest = np.repeat(np.array([0, -ONE], np.float32), self.units)
+        self.highest = np.repeat(np.array([256, ONE], np.float32), self.units)
+        self.hidden_bias *= np.float32(hidden)
+        self.within = {pair: table * np.float32(hidden) for pair, table in self.within.items()}
+        logit = np.float32(STEPS / 2.0 ** (HIDDEN_BITS + WEIGHT_BITS["out"]))
+        self.out = [weights * logit for weights in self.out]
+        self.out_bias = [bias * logit for bias in self.out_bias]
 
     def _check_sums(self, embedded: int) -> None:
         """Raise ValueError unless every sum is exact in whatever order it is taken."""
         pairs = range(len(self.sizes))
         sums = np.abs(self.state).astype(np.float64).sum(axis=0) * ONE
         recurrent = sums[: 2 * self.units] + sum(np.abs(table).max(axis=0) for table in self.inputs)
+        hidden = sums[2 * self.units :] + np.abs(self.hidden_bias)
         highest = [recurrent, np.array(127.0 * 127.0 * embedded)]
         for j in pairs:
-            part = sums[2 * self.units + j * self.width : 2 * self.units + (j + 1) * self.width]
-            highest.append(
-                part + np.abs(self.hidden_bias[j]) + sum(np.abs(self.within[j, k]).max(axis=0) for k in range(j))
-            )
+            part = hidden[j * self.width : (j + 1) * self.width]
+            highest.append(part + sum(np.abs(self.within[j, k]).max(axis=0) for k in range(j)))
             highest.append(
                 np.abs(self.out[j]).astype(np.float64).sum(axis=0) * 2**HIDDEN_BITS + np.abs(self.out_bias[j])
             )
@@ -118,18 +133,16 @@ class RecurrentModel(ContextModel):
             `(rows, units)`.
         """
         units = self.units
-        mixed = self.inputs[0][before[:, 0]]
+        mixed = self.inputs[0].take(before[:, 0], axis=0)
         for pair in range(1, len(self.sizes)):
-            mixed += self.inputs[pair][before[:, pair]]
+            mixed += self.inputs[pair].take(before[:, pair], axis=0)
         mixed += sums[:, : 2 * units]
+        np.floor(mixed, out=mixed)
         # A hard sigmoid in 256ths, x / 4 + 1/2; a hard hyperbolic tangent.
-        gate = np.floor(mixed[:, :units] * np.float32(2.0 ** (6 - PRE_BITS)))
-        gate += 128
-        np.clip(gate, 0, 256, out=gate)
-        change = np.floor(mixed[:, units:] * np.float32(2.0 ** (10 - PRE_BITS)))
-        np.clip(change, -ONE, ONE, out=change)
-        change -= state
-        change *= gate
+        np.maximum(mixed, self.lowest, out=mixed)
+        np.minimum(mixed, self.highest, out=mixed)
+        change = mixed[:, units:] - state
+        change *= mixed[:, :units]
         change += 128
         change *= np.float32(2.0**-8)
         np.floor(change, out=change)
@@ -141,25 +154,22 @@ class RecurrentModel(ContextModel):
 
         Args:
             pair: its number.
-            sums: `(rows, pairs * width)`, `state @ self.state` from its column `2 * units` on.
+            sums: `(rows, pairs * width)`, `state @ self.state` from its column `2 * units` on, `hidden_bias` added.
             indices: `(rows, pairs)` of this frame; those from `pair` on have no influence.
 
         Returns:
-            `(rows, points)` uint64.
+            `(rows, points)` uint32.
         """
-        hidden = sums[:, pair * self.width : (pair + 1) * self.width] + self.hidden_bias[pair]
+        hidden = sums[:, pair * self.width : (pair + 1) * self.width]
         for earlier in range(pair):
-            hidden += self.within[pair, earlier][indices[:, earlier]]
-        hidden *= np.float32(2.0 ** (HIDDEN_BITS - PRE_BITS))
+            hidden = hidden + self.within[pair, earlier].take(indices[:, earlier], axis=0)
+        hidden = np.clip(hidden, 0, 2**HIDDEN_BITS)
         np.floor(hidden, out=hidden)
-        np.clip(hidden, 0, 2**HIDDEN_BITS, out=hidden)
         logits = hidden @ self.out[pair]
         logits += self.out_bias[pair]
         np.subtract(logits.max(axis=1, keepdims=True), logits, out=logits)
-        logits *= np.float32(STEPS / 2.0 ** (HIDDEN_BITS + WEIGHT_BITS["out"]))
-        table = powers()
-        np.minimum(logits, len(table) - 1, out=logits)
-        return table[logits.astype(np.int32)]
+        # What is far behind the likeliest takes the last count, 1.
+        return powers().take(logits.astype(np.intp), mode="clip")
 
     def intervals(self, indices: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """As `ContextModel.intervals`."""
@@ -201,6 +211,7 @@ class RecurrentModel(ContextModel):
         for begin in range(0, frames, 64):
             part = slice(begin, begin + 64)
             sums = states[part].reshape(-1, self.units) @ hidden
+            sums += self.hidden_bias
             known = indices[:, part].transpose(1, 0, 2).reshape(-1, pairs)
             for pair in range(pairs):
                 yield part, pair, self.counts(pair, sums, known)
@@ -214,13 +225,15 @@ class RecurrentPredictor(Predictor):
         self._indices = np.tile(model.first(), (rows, 1))
         self._state = np.zeros((rows, model.units), np.float32)
         self._sums = self._state @ model.state
+        self._hidden = self._sums[:, 2 * model.units :]
 
     def counts(self, pair: int) -> np.ndarray:
         """As `Predictor.counts`."""
         if pair == 0:
             self._state = self._model.step(self._state, self._sums, self._indices)
             self._sums = self._state @ self._model.state
-        return self._model.counts(pair, self._sums[:, 2 * self._model.units :], self._indices)
+            self._hidden = self._sums[:, 2 * self._model.units :] + self._model.hidden_bias
+        return self._model.counts(pair, self._hidden, self._indices)
 
     def take(self, pair: int, indices: np.ndarray) -> None:
         """As `Predictor.take`."""
