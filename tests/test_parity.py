@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference_decoder
+import torch
 from conftest import Run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_container import draw_indices, make_header, read, samples_of
 from test_seeking import long_tokens
 
-from q2d2cli import Codec, UsageError
+from q2d2cli import Codec, Tokens, UsageError
 from q2d2cli.cli.encode import share
 from q2d2cli.container.header import FormatError
 from q2d2cli.container.mending import Mended
@@ -185,6 +186,12 @@ def test_decode_mends_as_it_reads(tiny_codec: Codec, tmp_path: Path) -> None:
     assert (whole.mended_bytes, whole.faults, fixed.faults) == (0, (), ())
     assert fixed.mended_bytes >= 500
     assert (tmp_path / "bad.wav").read_bytes() == (tmp_path / "whole.wav").read_bytes()
+    # A part of it, too.
+    part = decode_file(lambda header: tiny_codec, bad, tmp_path / "part.wav", start=0.25, duration=1.0)
+    assert part.mended_bytes >= 500
+    begin = 44 + 2 * 4000
+    assert (tmp_path / "part.wav").read_bytes()[44:] == (tmp_path / "whole.wav").read_bytes()[begin : begin + 32_000]
+    assert torch.equal(Tokens.load(bad, 3.0, 1.0).indices, Tokens.load(path, 3.0, 1.0).indices)
     bad.write_bytes(data[:2000] + bytes(4000) + data[6000:])
     with pytest.raises(FormatError, match="--conceal"):
         decode_file(lambda header: tiny_codec, bad, tmp_path / "none.wav")

@@ -130,7 +130,7 @@ def read(data: bytes, conceal: bool = False) -> tuple[Reader, np.ndarray]:
     return reader, np.concatenate([np.empty(shape, np.int64), *blocks], axis=1)
 
 
-@some(60)
+@some(40)
 @given(data=st.data())
 def test_what_is_written_is_read(data: st.DataObject) -> None:
     file = data.draw(files(st.one_of(st.none(), SHARES)))
@@ -163,7 +163,7 @@ def test_what_is_written_is_read(data: st.DataObject) -> None:
             assert not found
 
 
-@some(60)
+@some(40)
 @given(data=st.data())
 def test_a_lost_stretch_within_the_share_is_mended_to_the_byte(data: st.DataObject) -> None:
     file = data.draw(files(SHARES))
@@ -187,7 +187,7 @@ def test_a_lost_stretch_within_the_share_is_mended_to_the_byte(data: st.DataObje
     np.testing.assert_array_equal(read(file.data)[1], file.indices)
 
 
-@some(40)
+@some(25)
 @given(data=st.data())
 def test_damage_costs_what_it_hits_and_is_never_given_as_sound(data: st.DataObject) -> None:
     file = data.draw(files(st.one_of(st.none(), SHARES)))
