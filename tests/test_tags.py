@@ -8,6 +8,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -484,6 +485,13 @@ def test_tag_changes_tags_and_nothing_else(call: Run, coded: Path, tmp_path: Pat
     assert Tokens.load(coded).tags.pictures[0].width == 60
     assert call("tag", "--title", "T", "--remove-pictures", coded).returncode == 0
     assert Tokens.load(coded).tags == Tags((("TITLE", "T"),))
+
+
+def test_tag_needs_no_torch(coded: Path) -> None:
+    code = "import sys; from q2d2cli.__main__ import run; code = run(); sys.exit(code or 'torch' in sys.modules)"
+    for options in ((), ("--title", "T")):
+        subprocess.run([sys.executable, "-c", code, "tag", *options, coded], cwd=ROOT, capture_output=True, check=True)
+    assert Tokens.load(coded).tags.values("TITLE") == ("T",)
 
 
 def test_info_shows_and_counts_them(call: Run, coded: Path) -> None:
