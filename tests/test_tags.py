@@ -496,7 +496,8 @@ def test_tag_needs_no_torch(coded: Path) -> None:
 
 def test_info_shows_and_counts_them(call: Run, coded: Path) -> None:
     text = call("info", coded).stdout.decode()
-    assert "3 comments, 2 pictures, " in text
+    assert "comments: 3, pictures: 2" in text
+    assert "1/0 of" not in text
     assert "TITLE=Müller" in text
     assert "ARTIST=B\\nC" in text
     facts = json.loads(call("info", coded, "--json").stdout)

@@ -180,7 +180,7 @@ def as_text(facts: dict[str, Any]) -> str:
             "audio",
             f"{facts['duration']:.3f} s, {facts['sample_rate']} Hz, {facts['channels']} ch, {facts['samples']} samples",
         ),
-        ("size", f"{facts['bytes']} bytes, 1/{pcm / facts['bytes']:.0f} of 16-bit PCM"),
+        ("size", f"{facts['bytes']} bytes, 1/{pcm / (facts['bytes'] - facts['tag_bytes']):.0f} of 16-bit PCM"),
         ("bit rate", f"{facts['payload_bit_rate'] / 1000:.2f} kbit/s payload, {whole}"),
         (
             "tokens",
@@ -200,8 +200,8 @@ def as_text(facts: dict[str, Any]) -> str:
     ]
     tags = facts["tags"]
     if tags:
-        counts = f"{len(tags.comments)} comments, {len(tags.pictures)} pictures"
-        rows.append(("tags", f"{counts}, {facts['tag_bytes']} bytes that do not count in the bit rate"))
+        counts = f"comments: {len(tags.comments)}, pictures: {len(tags.pictures)}"
+        rows.append(("tags", f"{facts['tag_bytes']} bytes, not counted in rates; {counts}"))
         rows += [("", cut(f"{name}={printable(text)}")) for name, text in tags.comments]
         rows += [("", picture_line(picture)) for picture in tags.pictures]
     if facts.get("window_bytes"):
