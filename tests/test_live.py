@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.latency import LIVE_BLOCK_SECONDS, latency
 from q2d2cli.models.config import ModelConfig, SeanetEncoderConfig, VocosDecoderConfig
 from q2d2cli.models.model import CodecModel
+from q2d2cli.passes import run_alone
+from q2d2cli.streaming import CHUNK_SECONDS, Part, Passes, Span
 
 Clip = tuple[np.ndarray, int]
 PIECE = 0.02
@@ -271,3 +274,20 @@ def test_memory_does_not_grow_with_the_length(tiny_codec: Codec) -> None:
 
     peak(12)  # what is made once
     assert peak(120) < 1.1 * peak(30)
+
+
+def test_reading_and_writing_go_on_while_the_network_is_busy() -> None:
+    """Long parts come back without being waited for: the network below does not end before they have."""
+    released = threading.Event()
+
+    def network(audio: np.ndarray) -> np.ndarray:
+        assert released.wait(PATIENCE)
+        return audio
+
+    passes = Passes(lambda inputs: run_alone(network, inputs, 2), chunk_seconds=CHUNK_SECONDS)
+    parts = [Part(np.full((1, 5), number, np.float32), 5 * number, 5 * number, 5 * number + 5, 5 * number + 5, 1,
+                  [Span(5 * number, 5 * number, 5 * number + 5, 5 * number + 5)]) for number in range(2)]  # fmt: skip
+    assert not list(passes.run(iter(parts[:1])))
+    released.set()
+    done = [piece[0, 0] for _, piece in passes.run(iter(parts[1:]), last=True)]
+    assert done == [0, 1]

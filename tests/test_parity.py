@@ -228,7 +228,7 @@ def test_info_says_what_the_parity_of_a_short_file_is_worth(run: Run, tmp_path: 
         assert facts["largest_block"] == max(block.end - block.offset for block in blocks)
         assert (facts["mendable_bytes"] < facts["largest_block"]) == less
         assert (b"less than a block of" in run("info", path).stdout) == less
-        for begin in range(0, blocks[-1].end - facts["mendable_bytes"], 397):
+        for begin in range(0, blocks[-1].end - facts["mendable_bytes"], 1301):
             end = begin + facts["mendable_bytes"]
             assert mend(data[:begin] + bytes(end - begin) + data[end:])[0] == data
         block = blocks[0]
