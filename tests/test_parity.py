@@ -18,6 +18,7 @@ from test_seeking import long_tokens
 
 from q2d2cli import Codec, Tokens, UsageError
 from q2d2cli.cli.encode import share
+from q2d2cli.cli.info import as_text, facts_of
 from q2d2cli.container.header import FormatError
 from q2d2cli.container.mending import Mended
 from q2d2cli.container.parity import facts_for, parse
@@ -217,17 +218,17 @@ def test_the_commands(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "none.q2d").exists()
 
 
-def test_info_says_what_the_parity_of_a_short_file_is_worth(run: Run, tmp_path: Path) -> None:
+def test_info_says_what_the_parity_of_a_short_file_is_worth(tmp_path: Path) -> None:
     """Of a file of one block, a tenth of that block: not the block."""
     path = tmp_path / "short.q2d"
     for frames, less in ((200, True), (2500, False)):
         data = protected(0.1, frames)
         path.write_bytes(data)
-        facts = json.loads(run("info", path, "--json").stdout)
+        facts = facts_of(path)
         blocks = list(Reader(io.BytesIO(data)).blocks())
         assert facts["largest_block"] == max(block.end - block.offset for block in blocks)
         assert (facts["mendable_bytes"] < facts["largest_block"]) == less
-        assert (b"less than a block of" in run("info", path).stdout) == less
+        assert ("less than a block of" in as_text(facts)) == less
         for begin in range(0, blocks[-1].end - facts["mendable_bytes"], 1301):
             end = begin + facts["mendable_bytes"]
             assert mend(data[:begin] + bytes(end - begin) + data[end:])[0] == data
