@@ -21,7 +21,6 @@ import numpy as np
 if TYPE_CHECKING:
     from q2d2cli.container.coding.context import ContextModel
     from q2d2cli.models.config import ModelConfig
-    from q2d2cli.search import Search
 
 T = TypeVar("T")
 Results = Callable[[], list[np.ndarray]]
@@ -43,6 +42,17 @@ class Rate:
     context: ContextModel
 
 
+class Searcher(Protocol):
+    """What looks for better tokens than the encoder gives (`q2d2cli.search`)."""
+
+    @property
+    def context(self) -> int | None:
+        """Frames on either side that the best token of one depends on, directly; None if unbounded."""
+
+    def on_arrays(self, audio: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """`(1, samples)` float32 and the `(1, n, pairs)` int64 indices that stay, to all `(1, frames, pairs)`."""
+
+
 class Network(Protocol):
     """A model as streams use it, whatever computes it: passes over arrays, each alone."""
 
@@ -60,7 +70,7 @@ class Network(Protocol):
     def decode(self, indices: Sequence[np.ndarray]) -> Results:
         """Begin to decode pair indices, each `(1, frames, pairs)` int64, to `(1, frames * hop)` float32."""
 
-    def search(self, rounds: int, on_round: Callable[[float], None], rate: Rate | None) -> Search:
+    def search(self, rounds: int, on_round: Callable[[float], None], rate: Rate | None) -> Searcher:
         """What searches for better tokens, see there.
 
         Raises:
