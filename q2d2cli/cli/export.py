@@ -151,15 +151,16 @@ def export(
 def export_onnx(name: str, folder: Path, force: bool, quiet: bool) -> int:
     """Write a model's two graphs."""
     from q2d2cli.checkpoints import find
-    from q2d2cli.runtimes.graph import PARTS, export, file_name
+    from q2d2cli.runtimes.graph import PARTS, build, file_name, write
 
     checkpoint = find(name)
+    graphs = {part: build(checkpoint, part) for part in PARTS}
     make_folder(folder)
     for part in PARTS:
         check_output(folder / file_name(part), force)
-    for part in PARTS:
-        path = export(checkpoint, folder, part)
+    for part, content in graphs.items():
+        path = write(content, folder, part)
         if not quiet:
-            size = path.stat().st_size / 1e6
+            size = len(content) / 1e6
             print(f"{path}: {size:.1f} MB, {part} of {checkpoint.config.name}", file=sys.stderr)
     return 0

@@ -96,14 +96,13 @@ def build(checkpoint: Checkpoint, part: Part) -> bytes:
     return model.SerializeToString()
 
 
-def export(checkpoint: Checkpoint, folder: Path, part: Part) -> Path:
-    """Write the encoder or the decoder of a model as `encoder.onnx` or `decoder.onnx` to a folder, whole or not at all.
+def write(content: bytes, folder: Path, part: Part) -> Path:
+    """Write what `build` gave as `encoder.onnx` or `decoder.onnx` to a folder, whole or not at all.
 
     Raises:
-        UsageError: as `build`, or if the folder cannot be written to.
-        Q2D2Error: as `build`, or if writing fails.
+        UsageError: if the folder cannot be written to.
+        Q2D2Error: if writing fails.
     """
-    content = build(checkpoint, part)
     make_folder(folder)
     path = folder / file_name(part)
     with atomic_output(path) as file:

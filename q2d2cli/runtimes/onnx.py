@@ -19,7 +19,7 @@ from q2d2cli.checkpoints import Checkpoint
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.passes import Rate, Results, run_alone
-from q2d2cli.runtimes.graph import Part, build, check_config, export, file_name, metadata
+from q2d2cli.runtimes.graph import Part, build, check_config, file_name, metadata, write
 
 
 class OnnxNetwork:
@@ -112,11 +112,11 @@ def open_part(checkpoint: Checkpoint, part: Part) -> Any:
         # One of another version of this program, or a damaged one, is made anew.
         with contextlib.suppress(Q2D2Error):
             return open_session(kept, expected)
-    try:
-        return open_session(export(checkpoint, kept.parent, part), expected)
-    except Q2D2Error:
-        # Where nothing can be kept, it is made each time.
-        return open_session(build(checkpoint, part), expected)
+    content = build(checkpoint, part)
+    # Where nothing can be kept, it is made each time.
+    with contextlib.suppress(Q2D2Error):
+        write(content, kept.parent, part)
+    return open_session(content, expected)
 
 
 def cache_folder() -> Path:
