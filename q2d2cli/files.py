@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.signals import Stop
 
 PIPE = Path("-")
 """Standard input or output."""
@@ -105,13 +106,17 @@ def atomic_output(path: Path) -> Iterator[BinaryIO]:
         replaced = target.stat()
     except OSError:
         replaced = None
-    try:
-        number, partial = open_partial(target, 0o666 if replaced is None else 0o600)
-    except OSError as error:
-        raise UsageError(f"cannot write to folder {target.parent}: {error.strerror}") from error
-    # Closing the file lets go of its lock: until then nobody else takes the partial file's name.
-    with io.BufferedRandom(OutputFile(number, "w+b", str(path))) as file:
+    # A signal that comes while the file is made waits until it would be removed again.
+    with Stop() as stop:
         try:
+            number, partial = open_partial(target, 0o666 if replaced is None else 0o600)
+        except OSError as error:
+            raise UsageError(f"cannot write to folder {target.parent}: {error.strerror}") from error
+        output = io.BufferedRandom(OutputFile(number, "w+b", str(path)))
+    # Closing the file lets go of its lock: until then nobody else takes the partial file's name.
+    with output as file:
+        try:
+            stop.pass_on()
             yield file
             file.flush()
             with explained(f"cannot write {path}"):

@@ -43,6 +43,11 @@ class Stop:
         elif number == signal.SIGINT and time.monotonic() - self._asked > ECHO_SECONDS:
             raise KeyboardInterrupt
 
+    def pass_on(self) -> None:
+        """Let the signal do what it would have done without this; returns if there was none, or it does nothing."""
+        if self.signal:
+            signal.raise_signal(self.signal)
+
     def finish(self) -> None:
         """End as the signal would have ended the command; returns if there was none."""
         end_by(self.signal)

@@ -535,3 +535,27 @@ def test_a_reader_that_goes_away_is_no_error_to_speak_of(tmp_path: Path, q2d: Pa
         process = start(*arguments, stdout=write_end)
         os.close(write_end)
         assert outcome(process) == (1, "")
+
+
+def test_a_signal_while_an_output_is_made_leaves_nothing(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+from pathlib import Path
+from q2d2cli.files import atomic_output
+
+def stop(*_):
+    raise SystemExit(143)
+
+def lock(event, arguments):  # the temporary file is there, and nobody knows of it yet
+    if event == "fcntl.flock":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+signal.signal(signal.SIGTERM, stop)
+sys.addaudithook(lock)
+with atomic_output(Path("a.q2d")) as file:
+    file.write(b"not so far")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=False)
+    assert result.returncode == 143
+    assert list(tmp_path.iterdir()) == []
