@@ -455,7 +455,9 @@ def test_packed_speech_is_refused_after_the_channel(
             assert result.returncode == 1
             assert text.startswith(f"q2d2: {path} is damaged")
             assert words in text
-            assert ("--conceal decodes the rest" in text) == (command[0] == "decode")
+            # Of the flipped one there is no rest.
+            assert ("--conceal decodes the rest" in text) == (command[0] == "decode" and path == lossy)
+            assert ("none of its blocks can be read" in text) == (command[0] == "decode" and path == flipped)
             assert text.count("\n") == 1
     assert not wav.exists()
     # From Python the damage can be heard all the same.
