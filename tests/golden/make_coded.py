@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from make_version2 import vector as facts
 
 from q2d2cli.container.coding import library
 from q2d2cli.container.coding.blocks import BlockCoder
@@ -81,22 +82,7 @@ def vector(data: bytes) -> dict[str, Any]:
     """What a golden file says, as its header and `(channels, frames, pairs)` indices."""
     reader = Reader(io.BytesIO(data))
     indices = np.concatenate([reader.unpack(block) for block in reader.blocks()], axis=1)
-    header = reader.header
-    return {
-        "kind": header.quantizer.kind,
-        "levels": header.quantizer.levels,
-        "payload": header.payload,
-        "hop": header.hop,
-        "sample_rate": header.sample_rate,
-        "model": header.model,
-        "fingerprint": header.fingerprint.hex(),
-        "original_rate": header.original_rate,
-        "channels": header.channels,
-        "num_samples": reader.num_samples,
-        "frames_per_block": header.frames_per_block,
-        "context": header.context.hex(),
-        "indices": indices.tolist(),
-    }
+    return {**facts(reader, indices), "context": reader.header.context.hex()}
 
 
 def outcome(data: bytes) -> dict[str, Any]:
