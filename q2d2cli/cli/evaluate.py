@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from q2d2cli.checkpoints import DEFAULT_MODEL
-from q2d2cli.cli.common import Codecs, Device, Json, Limit, Quiet, voice
+from q2d2cli.cli.common import Codecs, Device, Json, Limit, Quiet, Texts, voice
 from q2d2cli.errors import UsageError
 
 
@@ -62,10 +62,7 @@ def evaluate(
             "--recognizer", help="What hears for wer: tiny.en, base, small ... or a folder.", show_default="base"
         ),
     ] = None,
-    texts: Annotated[
-        Path | None,
-        typer.Option("--texts", help="What is said, for wer: a file of lines NAME TEXT.", show_default=False),
-    ] = None,
+    texts: Texts = None,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -130,10 +127,10 @@ def show(result: dict[str, Any]) -> None:
     """The result as tables."""
     from rich.console import Console
 
-    from q2d2cli.evaluation.tables import codebook_table, score_table, to_rich
+    from q2d2cli.evaluation.tables import codebook_table, scope, score_table, to_rich
 
     console = Console()
-    tables = [score_table(result, title=f"{result['files']} files, {result['minutes']} minutes")]
+    tables = [score_table(result, title=scope(result))]
     if datasets := [name for name in result["codecs"][0]["datasets"] if name != "all"]:
         tables.append(score_table(result, datasets, "by dataset"))
     tables += [codebook_table(codec) for codec in result["codecs"] if "pair_entropy" in codec]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from q2d2cli.cli.common import Device, Force, Limit, Quiet, named, voice
+from q2d2cli.cli.common import Device, Force, Limit, Quiet, Texts, named, voice
 from q2d2cli.errors import UsageError
 from q2d2cli.files import check_output, make_folder, refuse_device
 
@@ -52,6 +52,7 @@ def export(
         str, typer.Option("--metrics", help="What the card has, comma-separated, as of q2d2 eval.")
     ] = CARD_METRICS,
     limit: Limit = None,
+    texts: Texts = None,
     scores: Annotated[
         Path | None,
         typer.Option(
@@ -100,6 +101,7 @@ def export(
             "--test": test,
             "--name": name,
             "--limit": limit,
+            "--texts": texts,
             "--scores": scores,
             "--notes": notes,
             "--average-with": average_with,
@@ -132,14 +134,15 @@ def export(
 
     names = tuple(metrics.split(","))
     check_names(names)
-    clips = choose_clips(test, limit)
+    clips = choose_clips(test, limit, texts)
     cost = export_run(
         run, folder, with_discriminators=with_discriminators, average_with=average_with or [], share=share, name=name
     )
     specs = [f"q2d2:{folder}", *PEERS]
     measured = compare(ScoringPlan(tuple(specs), None, names, device), clips, voice(quiet), out=scores)
     codecs = " ".join(f"-c {spec}" for spec in specs)
-    command = f"q2d2 eval --metrics {metrics} {codecs} {test}" + (f" --limit {limit}" if limit else "")
+    options = (f" --limit {limit}" if limit else "") + (f" --texts {texts}" if texts else "")
+    command = f"q2d2 eval --metrics {metrics} {codecs} {test}{options}"
     add_card(folder, cost=cost, measured=measured, command=command, notes=text)
     if not quiet:
         means = measured["codecs"][0]["datasets"]["all"]

@@ -66,7 +66,8 @@ def compare(
         out: folder for report, tables and plots; also the state to go on from.
 
     Returns:
-        As `summary.sum_up`, and `problems`: how many files, codecs or metrics failed.
+        As `summary.sum_up`; `problems`: how many files, codecs or metrics failed; and with `wer` also `texts`: how many
+        files it judged by a given text, not by what is heard in the recording.
 
     Raises:
         UsageError: if nothing is left to measure, or a codec is unknown.
@@ -84,6 +85,9 @@ def compare(
         state = out / STATE_NAME if out else None
         rows, skipped = score_all(usable, subjects, clips, jobs or default_jobs(plan.device), state, progress)
     result = sum_up(usable, subjects, rows, skipped)
+    if "wer" in metrics:
+        scored = {row["clip"] for row in rows}
+        result["texts"] = sum(clip.text is not None for clip in clips if clip.name in scored)
     for reason in skipped:
         voice.tell(f"skipped: {reason}")
     for entry in result["codecs"]:

@@ -19,7 +19,7 @@ from q2d2cli.evaluation.metrics import METRICS
 from q2d2cli.evaluation.plots import channel_quality, distributions, rate_quality, spectrogram, to_svg, used_band
 from q2d2cli.evaluation.scoring import ScoreRow, codes_of
 from q2d2cli.evaluation.subjects import Original, Subject
-from q2d2cli.evaluation.tables import codebook_table, score_table, to_html
+from q2d2cli.evaluation.tables import codebook_table, scope, score_table, to_html
 
 EXAMPLE_SECONDS = 10.0
 """At most so much of a clip is put into the report."""
@@ -102,7 +102,7 @@ def write_report(
     """
     parts = [
         f"<h1>{len(result['codecs'])} codecs, {result['files']} clips</h1>",
-        f"<p>{result['minutes']} minutes of audio. Means over clips with their 95% intervals; n is the number "
+        f"<p>{scope(result)}. Means over clips with their 95% intervals; n is the number "
         "of clips for which a metric is defined, where that is not all. Bold is what is better than every other codec "
         "by more than both intervals. Bit rates are those of the coded audio without headers; tokens per frame are "
         "the papers' N<sub>q</sub>, the number of codebooks that each frame takes a token of.</p>",

@@ -85,6 +85,15 @@ def score_table(
     return Table(heads, rows, 1 if single else 2, title)
 
 
+def scope(result: dict[str, Any]) -> str:
+    """What was measured, in words: files, minutes, and what their words were compared with."""
+    words = ""
+    if texts := result.get("texts", 0):
+        rest = "" if texts == result["files"] else " (of the others against what is heard in the recording)"
+        words = f", words of {texts} against given texts{rest}"
+    return f"{result['files']} files, {result['minutes']} minutes{words}"
+
+
 def dataset_table(result: dict[str, Any], codec: dict[str, Any]) -> Table:
     """A line per dataset for one of the result's codecs."""
     rows = [

@@ -51,10 +51,10 @@ class CodecModel(nn.Module):
         missing = math.ceil(audio.shape[-1] / self.config.hop) * self.config.hop - audio.shape[-1]
         return nn.functional.pad(audio, (0, missing))
 
-    def forward(self, audio: Tensor) -> tuple[Tensor, Quantized]:
-        """`(batch, samples)` to its reconstruction of the same shape, and what the quantizer gave."""
+    def forward(self, audio: Tensor, decode: bool = True) -> tuple[Tensor | None, Quantized]:
+        """`(batch, samples)` to its reconstruction of the same shape, None without `decode`, and what was quantized."""
         quantized = self.quantizer(self.encoder(self.pad(audio)))
-        return self.decoder(quantized.features)[..., : audio.shape[-1]], quantized
+        return self.decoder(quantized.features)[..., : audio.shape[-1]] if decode else None, quantized
 
     @full_precision()
     @torch.inference_mode()

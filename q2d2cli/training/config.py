@@ -139,6 +139,9 @@ class LossConfig(Strict):
     """Of the baselines vq and rvq; the others have none."""
     distillation: Weight = 10.0
     """With a teacher: L1 between the values that student and teacher quantize."""
+    distillation_alone: Fraction = 0.0
+    """With a teacher: share of the run, at its beginning, in which that is the only loss. The decoder is not run then,
+    and a step costs a fraction of one with it."""
     adversarial: Weight = 1.0
     feature_matching: Weight = 2.0
 
@@ -242,6 +245,8 @@ class TrainConfig(Strict):
     validate_clips: NonNegativeInt = 0
     """Recordings of `data.valid`, evenly spaced, the first 10 s of each, on which those metrics are measured instead of
     on crops, which cut words and are short for listeners."""
+    validate_texts: Path | None = None
+    """What is said in those recordings, for `wer`, as `q2d2 eval --texts` takes it; of recordings up to 10 s."""
     save_every: PositiveInt = 250
     """Steps between saves of the whole state."""
     keep_states: PositiveInt = 2
@@ -272,6 +277,8 @@ class TrainConfig(Strict):
             raise ValueError(f"loss.pesq needs data.crop_seconds of at least {PESQ_SECONDS}")
         if set(self.freeze) == {"encoder", "quantizer", "decoder"}:
             raise ValueError("freeze names every part: leave one to train")
+        if self.validate_texts is not None and not self.validate_clips:
+            raise ValueError("validate_texts is for recordings: set validate_clips to how many")
         if self.teacher is not None and self.freeze:
             raise ValueError("with a teacher only the encoder trains: leave freeze out")
         return self

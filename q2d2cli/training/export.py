@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from q2d2cli import checkpoints
 from q2d2cli.errors import UsageError
 from q2d2cli.evaluation.plots import to_svg, validation_curve
-from q2d2cli.evaluation.tables import dataset_table, score_table, to_markdown
+from q2d2cli.evaluation.tables import dataset_table, scope, score_table, to_markdown
 from q2d2cli.files import atomic_output
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.training.config import LOG_NAME, RUN_CONFIG_NAME, difference, read_config, to_yaml
@@ -200,7 +200,7 @@ def model_card(
 
 ## Measured quality
 
-On speakers never trained on: {measured["files"]} files, {measured["minutes"]} minutes.
+On speakers never trained on: {scope(measured)}.
 Mean and 95% interval over files, metrics at 16 kHz, PESQ wide-band.{PESQ_NOTE if on_pesq else ""}
 
 {to_markdown(dataset_table(measured, own))}

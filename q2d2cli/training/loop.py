@@ -151,7 +151,11 @@ def run(
     name({**corpus.broken, **valid_corpus.broken}, console)
     console.print(corpus.summary)
     valid = validation_crops(valid_corpus, config.data)
-    clips = validation_clips(valid_corpus.paths, config.validate_clips, rate, accelerator.device) if main else []
+    clips = []
+    if main:
+        clips = validation_clips(
+            valid_corpus.paths, config.validate_clips, rate, accelerator.device, config.validate_texts
+        )
 
     def save() -> None:
         positions = gather_object([corpus.position])

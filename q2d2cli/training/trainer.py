@@ -31,12 +31,13 @@ from q2d2cli.losses import (
 )
 from q2d2cli.models.blocks import ConvNeXtBlock
 from q2d2cli.models.model import CodecModel
+from q2d2cli.quantizers.base import Quantized
 from q2d2cli.training import distill
 from q2d2cli.training.clip import clip_frames
 from q2d2cli.training.config import TrainConfig, difference
 from q2d2cli.training.discriminators import Discriminators, Judgements
 from q2d2cli.training.muon import Muon
-from q2d2cli.training.scores import measure
+from q2d2cli.training.scores import Recording, measure
 
 VALID_BATCH = 8
 MAX_GRAD_NORM = 1e4
@@ -200,6 +201,8 @@ class Trainer:
         """
         config = self.config
         self._schedule()
+        if self.teacher is not None and self.progress < config.loss.distillation_alone and self.cooldown is None:
+            return self._agree(audio, self.teacher)
         begun = self.progress >= config.discriminator.start if self.cooldown is None else self.adversarial_steps > 0
         adversarial = self.discriminator.weights and begun
         autocast = self._autocast()
@@ -226,9 +229,7 @@ class Trainer:
                 weight = settings.weight * min(1.0, self.heads_steps / settings.fade_steps)
                 total = total + weight * losses["adv_features"]
         if self.teacher is not None:
-            with autocast:
-                target = self.teacher.quantize(audio)
-            losses["distillation"] = F.l1_loss(quantized.values, target.values)
+            losses["distillation"] = self._distillation(audio, quantized, self.teacher)
             total = total + config.loss.distillation * losses["distillation"]
         if adversarial:
             self.adversarial_steps += 1
@@ -252,10 +253,28 @@ class Trainer:
             (gradient,) = torch.autograd.grad(weighted, leaf)
             total = total + (fake * gradient).sum()
             losses |= {"d": d_loss, "adv": adversarial_loss, "fm": matching}
-        if self._update(total, [n for n in self.optimizers if n not in {"discriminator", "features"}], self.model):
+        self._move(total)
+        return {name: loss.detach() for name, loss in losses.items()}, quantized.indices
+
+    def _agree(self, audio: Tensor, teacher: distill.Teacher) -> tuple[dict[str, Tensor], Tensor]:
+        """A step of `train_step` in which the codes of the teacher are all that counts."""
+        with self._autocast():
+            _, quantized = self.parallel_model(audio, decode=False)
+        loss = self._distillation(audio, quantized, teacher)
+        self._move(self.config.loss.distillation * loss)
+        return {"distillation": loss.detach()}, quantized.indices
+
+    def _distillation(self, audio: Tensor, quantized: Quantized, teacher: distill.Teacher) -> Tensor:
+        """How far what the student quantized is from what the teacher would have."""
+        with self._autocast():
+            target = teacher.quantize(audio)
+        return F.l1_loss(quantized.values, target.values)
+
+    def _move(self, loss: Tensor) -> None:
+        """One step of the codec and of the average of its weights."""
+        if self._update(loss, [n for n in self.optimizers if n not in {"discriminator", "features"}], self.model):
             self._average()
         self.step += 1
-        return {name: loss.detach() for name, loss in losses.items()}, quantized.indices
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -307,8 +326,8 @@ class Trainer:
         return True
 
     @torch.inference_mode()
-    def validate(self, audio: Tensor, clips: Sequence[Tensor] = ()) -> tuple[dict[str, Any], Tensor]:
-        """Measure the averaged weights on `(batch, samples)` audio; metrics on `clips`, `(samples,)` each, if any.
+    def validate(self, audio: Tensor, clips: Sequence[Recording] = ()) -> tuple[dict[str, Any], Tensor]:
+        """Measure the averaged weights on `(batch, samples)` audio; metrics on `clips`, if any.
 
         Returns:
             Losses, metrics and pair entropies; with a teacher also its metrics, and how often both give the same
@@ -339,7 +358,7 @@ class Trainer:
         words = {"words": self.words} if self.words is not None else {}
         return {"mel": self.mel, "stft": self.stft, **self.more_losses, **words}
 
-    def _measure(self, model: CodecModel, audio: Tensor, clips: Sequence[Tensor]) -> Measured:
+    def _measure(self, model: CodecModel, audio: Tensor, clips: Sequence[Recording]) -> Measured:
         metrics, rate = self.config.validate_metrics, self.config.model.sample_rate
         parts = audio.split(VALID_BATCH)
         estimates, quantized = zip(*(model(part) for part in parts), strict=True)
@@ -348,7 +367,8 @@ class Trainer:
             for name, loss in self._validated().items()
         }
         if clips:
-            scores = measure(metrics, rate, clips, [model(clip[None])[0][0] for clip in clips])
+            recorded, texts = zip(*clips, strict=True)
+            scores = measure(metrics, rate, recorded, [model(clip[None])[0][0] for clip in recorded], texts)
         else:
             scores = measure(metrics, rate, audio, torch.cat(estimates))
         indices, values = (torch.cat([getattr(q, name) for q in quantized]) for name in ("indices", "values"))
