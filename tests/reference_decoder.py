@@ -517,3 +517,86 @@ def tags(data: bytes) -> tuple[str, list[str], list[dict[str, Any]]]:
             }
         )
     return vendor, comments, pictures
+
+
+def field() -> tuple[list[int], dict[int, int]]:
+    """Powers of 2 in GF(256) with the polynomial 0x11D, and logarithms."""
+    powers = [1]
+    while len(powers) < 255:
+        powers.append(2 * powers[-1] ^ (0x11D if powers[-1] >= 128 else 0))
+    return powers, {value: power for power, value in enumerate(powers)}
+
+
+def is_codeword(word: bytes, symbols: int) -> bool:
+    """Whether a polynomial, its highest coefficient first, is 0 at `2**0`, `2**1`, ..."""
+    powers, logs = field()
+    for root in range(symbols):
+        value = 0
+        for byte in word:
+            value = (powers[(logs[value] + root) % 255] if value else 0) ^ byte
+        if value:
+            return False
+    return True
+
+
+Layout = tuple[int, list[int]]
+"""Number of a window's first data block; where they begin in the window, and behind them its layout blocks."""
+
+
+def layout_of(number: int, payload: bytes) -> Layout:
+    body = Bytes(payload)
+    count, begin, least, width = body.varint(), body.varint(), body.varint(), body.varint()
+    assert count >= 1
+    assert least >= 7
+    assert width <= 24
+    stream, begins = int.from_bytes(body.take(-(-count * width // 8)), "little"), [begin]
+    for _ in range(count):
+        stream, more = divmod(stream, 1 << width)
+        begins.append(begins[-1] + least + more)
+    assert stream == 0
+    assert body.at == len(payload)
+    return number, begins
+
+
+def parity_windows(data: bytes) -> list[tuple[int, int, Layout | None]]:
+    """Where each window of a sound file with parity begins, its length, and its layout; checks every codeword."""
+    source, found = Bytes(data), list[tuple[int, int, Layout | None]]()
+    source.at = 10
+    header_2(source)
+    begin, layouts = 0, list[tuple[Layout, int]]()
+    while data[source.at] != 0x20:
+        start, code = source.at, data[source.at]
+        _, number, whole, payload = block_2(source)
+        assert whole
+        if code == 0x83:
+            layouts.append((layout_of(number, payload), start - begin))
+        elif code != 0x81:
+            assert not layouts, "layout blocks are the last of a window"
+            continue
+        if code != 0x81:
+            continue
+        parity = bytearray()
+        while True:
+            body = Bytes(payload)
+            length, depth, symbols = body.varint(), body.varint(), body.varint()
+            end = body.take(body.varint())
+            assert (number, length, body.varint()) == (len(found), start - begin, len(parity))
+            parity += payload[body.at :]
+            if len(parity) == depth * symbols:
+                break
+            _, number, whole, payload = block_2(source)
+            assert whole
+        window = data[begin:start]
+        for word in range(depth):
+            codeword = window[word::depth] + parity[word::depth]
+            assert len(codeword) <= 255
+            assert is_codeword(codeword, symbols)
+        layout = layouts[0][0] if layouts else None
+        if layout is not None:
+            assert all(other == layout for other, _ in layouts)
+            assert layout[1][-1] == layouts[0][1]
+        assert not end or data.startswith(end, source.at)
+        assert bool(end) == (data[source.at] == 0x20)
+        found.append((begin, length, layout))
+        begin, layouts = source.at, []
+    return found

@@ -19,6 +19,7 @@ from conftest import CLIP, ROOT, Run
 
 from q2d2cli import Codec, Tokens, checkpoints
 from q2d2cli.container.coding import library
+from q2d2cli.container.mending import Mended
 from q2d2cli.container.stream import Reader, Writer
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.training import context
@@ -236,6 +237,32 @@ def test_golden_coded_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert file.getvalue() == data
 
 
+def test_golden_coded_file_with_parity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("Q2D2_MODELS", str(CONTEXTS))
+    data, vector = (GOLDEN / "coded-parity.q2d").read_bytes(), json.loads((GOLDEN / "coded-parity.json").read_text())
+    share = vector.pop("parity")
+    with Reader(io.BytesIO(data)) as reader:
+        blocks = list(reader.blocks())
+        indices = np.concatenate([reader.unpack(block) for block in blocks], axis=1)
+    assert indices.tolist() == vector["indices"]
+    file = io.BytesIO()
+    writer = Writer(file, reader.header, parity=share)
+    writer.write(indices)
+    writer.close(vector["num_samples"])
+    assert file.getvalue() == data
+    contexts = [path.read_bytes() for path in CONTEXTS.rglob("*.safetensors")]
+    assert reference_decoder.decode(data, contexts) == {"version": [2, 0], **vector}
+    # The layout says where the data blocks are, which differ in size, and what is lost of them is mended.
+    ((begin, _, layout),) = reference_decoder.parity_windows(data)
+    assert begin == 0
+    assert layout == (0, [*(block.offset for block in blocks), blocks[-1].end])
+    assert len({block.end - block.offset for block in blocks[:-1]}) > 2
+    bad = data
+    for block in (blocks[8], blocks[3], blocks[0]):
+        bad = bad[: block.offset] + bad[block.end :]
+    assert Mended(io.BytesIO(bad)).read() == data
+
+
 def test_golden_coded_files_have_blocks_of_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("Q2D2_MODELS", str(CONTEXTS))
     for name in SOUND:
@@ -281,8 +308,9 @@ def test_golden_coded_files_on_other_threads() -> None:
 
 def test_golden_coded_files_are_not_written_again() -> None:
     before = {path: path.read_bytes() for path in GOLDEN.rglob("*") if path.is_file()}
-    done = subprocess.run([sys.executable, GOLDEN / "make_coded.py"], cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode != 0
+    for name in ("make_coded.py", "make_coded_parity.py"):
+        done = subprocess.run([sys.executable, GOLDEN / name], cwd=ROOT, capture_output=True, check=False)
+        assert done.returncode != 0
     assert {path: path.read_bytes() for path in GOLDEN.rglob("*") if path.is_file()} == before
 
 

@@ -22,7 +22,7 @@ from test_robust import draw_indices, specs
 
 from q2d2cli import checkpoints
 from q2d2cli.container import parity
-from q2d2cli.container.blocks import PARITY, RawBlock, Scanner, read_header
+from q2d2cli.container.blocks import LAYOUT, PARITY, RawBlock, Scanner, read_header
 from q2d2cli.container.coding import library
 from q2d2cli.container.header import FormatError, Header
 from q2d2cli.container.mending import Mended, mended
@@ -234,7 +234,90 @@ def test_a_part_of_a_damaged_file_is_mended(tmp_path: Path) -> None:
         np.testing.assert_array_equal(got, indices[:, first : first + 200])
 
 
-@pytest.mark.parametrize("gone", [(3, 4, 9), (5, 18), (0, 9), (7,)])
+def coded(blocks: int, frames_per_block: int, share: float, window: int, seed: int) -> bytes:
+    """An entropy-coded file whose blocks differ in size."""
+    frames = blocks * frames_per_block
+    header = Header(
+        quantizer=SPEC, hop=240, sample_rate=24_000, model="m", fingerprint=bytes(8), original_rate=24_000, channels=1,
+        num_samples=240 * frames, frames_per_block=frames_per_block, payload="coded", context=File.context,
+    )  # fmt: skip
+    rng = np.random.default_rng(seed)
+    indices = draw_indices(SPEC, (1, frames), seed)
+    for begin in range(0, frames, frames_per_block):
+        indices[:, begin : begin + rng.integers(frames_per_block + 1)] = 0
+    file = io.BytesIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "WINDOW_BYTES", window)
+        writer = Writer(file, header, batch=64, parity=share)
+        writer.write(indices)
+        writer.close(header.num_samples or 0)
+    return file.getvalue()
+
+
+def lose_blocks(data: bytes, rng: np.random.Generator) -> tuple[bytes, int]:
+    """`data` without as many of its blocks, here and there, as its parity promises to mend; and how many these are.
+
+    The header may be among them, and parity; of each window a parity block stays, and a layout block if there are any.
+    """
+    header, at = read_header(io.BytesIO(data))
+    scanner, units = Scanner(io.BytesIO(data[at:]), header, at), [(0, at, 0)]
+    facts: list[parity.Facts] = []
+    while isinstance(block := scanner.next(), RawBlock):
+        units.append((block.offset, block.end, block.code))
+        found = parity.parse(block.payload) if block.code == PARITY else None
+        if found is not None and (block.number == len(facts)):
+            facts.append(found[0])
+    lost = set[int]()
+    for (first, last), of in zip(windows(data), facts, strict=True):
+        end = next((begin for begin, _ in windows(data) if begin > first), len(data))
+        here = [number for number, unit in enumerate(units) if first <= unit[0] < end]
+        stay = [next((n for n in here[::-1] if units[n][2] == code), -1) for code in (LAYOUT, PARITY)]
+        for number in rng.permutation([n for n in here if n not in stay]):
+            tried, gaps = sorted({*lost, int(number)} & set(here)), list[tuple[int, int]]()
+            for n in tried:
+                begin, stop = units[n][:2]
+                if gaps and gaps[-1][1] == begin and begin != last:
+                    begin = gaps.pop()[0]
+                gaps.append((begin, stop))
+            if sum(-(-(stop - begin) // of.depth) for begin, stop in gaps) <= of.symbols:
+                lost.add(int(number))
+    return b"".join(data[begin:end] for n, (begin, end, _) in enumerate(units) if n not in lost), len(lost)
+
+
+@some(25)
+@given(
+    blocks=st.integers(1, 60),
+    frames_per_block=st.integers(5, 120),
+    share=SHARES,
+    window=st.sampled_from([65536, 2000, 600]),
+    seed=st.integers(0, 10**6),
+)
+def test_coded_blocks_lost_in_many_places_are_mended(
+    blocks: int, frames_per_block: int, share: float, window: int, seed: int
+) -> None:
+    data = coded(blocks, frames_per_block, share, window, seed)
+    bad, lost = lose_blocks(data, np.random.default_rng(seed))
+    event(f"{min(lost, 10)} lost")
+    for opened in (io.BytesIO(bad), Pipe(bad)):
+        fixed = Mended(opened)
+        assert fixed.read() == data
+        assert (fixed.mender.mended > 0) == (lost > 0)
+
+
+def test_layout_costs_a_byte_or_two_for_each_block() -> None:
+    data = coded(200, 200, 0.1, 20_000, 0)
+    header, at = read_header(io.BytesIO(data))
+    scanner, cost = Scanner(io.BytesIO(data[at:]), header, at), 0
+    while isinstance(block := scanner.next(), RawBlock):
+        cost += block.end - block.offset if block.code == LAYOUT else 0
+    assert 0 < cost < 2.5 * 200
+    starts = {block.offset for block in Reader(io.BytesIO(data)).blocks()}
+    places = [(begin, layout) for begin, _, layout in reference_decoder.parity_windows(data) if layout]
+    assert len(places) > 1
+    assert {begin + at for begin, layout in places for at in layout[1][:-1]} == starts
+
+
+@pytest.mark.parametrize("gone", [(3, 4, 9), (5, 18), (0, 9), (7,), (2, 6, 11, 19)])
 def test_lost_blocks_of_any_size_are_mended(gone: tuple[int, ...]) -> None:
     """Entropy-coded blocks, whose sizes nobody knows once they are gone, in one place or two."""
     header = Header(

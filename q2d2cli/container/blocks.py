@@ -14,7 +14,7 @@ from q2d2cli.container.header import CRC, MAGIC, MAX_PAYLOAD, PREFIX, VERSION, F
 from q2d2cli.container.payload import plain_bytes
 from q2d2cli.container.varint import VarintError, from_varint, to_varint
 
-DATA, END, PARITY, METADATA = 0x10, 0x20, 0x81, 0x82
+DATA, END, PARITY, METADATA, LAYOUT = 0x10, 0x20, 0x81, 0x82, 0x83
 """Block types; a data block's may have the two flags below."""
 SHORT, PLAIN = 0x01, 0x02
 """The payload begins with its number of frames; it is packed in a coded file."""
@@ -24,6 +24,8 @@ MAX_PARITY = 4095
 """Bytes of a parity block's payload."""
 MAX_METADATA = 32768
 """Bytes of a metadata block's payload."""
+MAX_LAYOUT = 32768
+"""Bytes of a layout block's payload."""
 LONGEST_HEAD = 12
 """Bytes of the longest head of a block: type, number and length, or those of version 1."""
 READ_AHEAD = 4096
@@ -153,6 +155,8 @@ class BlockVersion2:
             return head.length <= MAX_PARITY
         if head.code == METADATA:
             return head.length <= MAX_METADATA
+        if head.code == LAYOUT:
+            return head.length <= MAX_LAYOUT
         if head.code & ~(PLAIN | SHORT) != DATA:
             return True
         if head.code & SHORT or (self._header.payload == "coded" and not head.code & PLAIN):

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, cast
 
+from q2d2cli.container import layout
 from q2d2cli.container.blocks import (
     DATA,
     END,
+    LAYOUT,
     LONGEST_HEAD,
     MAX_PARITY,
+    METADATA,
     PARITY,
     PLAIN,
     SHORT,
@@ -39,7 +42,7 @@ from q2d2cli.container.parity import (
 from q2d2cli.container.stream import Reader
 from q2d2cli.container.varint import VarintError, from_varint, to_varint
 
-STARTS = re.compile(b"[" + bytes([*range(DATA, DATA + 4), END, PARITY]) + b"]")
+STARTS = re.compile(b"[" + bytes([*range(DATA, DATA + 4), END, PARITY, LAYOUT]) + b"]")
 LONGEST = 65536
 """Bytes of the longest block that is looked for behind damage."""
 AROUND = 30.0
@@ -66,6 +69,20 @@ class BlockInWindow(NamedTuple):
     begin: int
     """Where they begin among what arrived of the window."""
     end: int
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it is a data block."""
+        return kind_of(self.code) == DATA
+
+
+def kind_of(code: int) -> int:
+    """A block type without its flags."""
+    return DATA if code & ~(PLAIN | SHORT) == DATA else code
+
+
+Placed = list[tuple[int, BlockInWindow]]
+"""Where in a window sound pieces belong."""
 
 
 @dataclass
@@ -95,7 +112,9 @@ class ParityWindow:
 class Mender:
     """Reads a file and gives its bytes, mended where its parity allows that.
 
-    Sound bytes are passed on as they come. From damage on they wait for the window's parity.
+    From a pipe, sound bytes are passed on as they come, and wait for the window's parity from damage on. Of other
+    files every window waits, so that blocks are found again, too, whose loss leaves no trace before the parity: the
+    last of the tags.
 
     Args:
         file: open for reading in binary, at the header.
@@ -107,9 +126,10 @@ class Mender:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        self._file, self._patient = file, file.seekable()
         self._data, self._at = bytearray(), 0
-        self.mended = self.windows = self._expected = 0
+        self.mended = self.windows = 0
+        self._next = {DATA: 0, METADATA: 0}
         self.facts: Facts | None = None
 
     def announced(self) -> bool:
@@ -131,11 +151,11 @@ class Mender:
         else:
             window.damaged = True
         while True:
-            if not window.damaged and sent < len(window.data):
+            if not (window.damaged or self._patient) and sent < len(window.data):
                 yield bytes(window.data[sent:])
                 sent = len(window.data)
             head = self._sound()
-            if head is None and not self._need(1):
+            if len(window.data) - sent > MAX_WINDOW or (head is None and not self._need(1)):
                 break
             if head is None and self._overlap(window):
                 continue
@@ -143,24 +163,20 @@ class Mender:
                 unsound = self._unsound_parity(window)
                 if unsound is not None:
                     yield from self._parity(window, window.number, unsound, sent)
-                    window, sent = ParityWindow(window.number + 1, self._expected), 0
+                    window, sent = ParityWindow(window.number + 1, self._next[DATA]), 0
                     continue
                 window.damaged = True
                 self._move(window, self._search(window))
-                if len(window.data) > MAX_WINDOW:
-                    break
                 continue
             code, number, begin, _, size = head
             if code == PARITY:
                 found = parse(bytes(self._data[self._at + begin : self._at + size - CRC.size]))
                 if found is not None:
                     yield from self._parity(window, number, found, sent)
-                    window, sent = ParityWindow(window.number + 1, self._expected), 0
+                    window, sent = ParityWindow(window.number + 1, self._next[DATA]), 0
                     continue
-            if code & ~(PLAIN | SHORT) == DATA:
-                # Blocks may be gone without a trace but for their numbers.
-                window.damaged |= number != self._expected
-                self._expected = number + 1
+            # Blocks may be gone without a trace but for their numbers.
+            window.damaged |= self._count(head, self._at)
             window.pieces.append(BlockInWindow(code, number, len(window.data), len(window.data) + size))
             self._move(window, size)
         yield bytes(window.data[sent:]) + bytes(self._data[self._at :])
@@ -212,7 +228,13 @@ class Mender:
                 yield bytes(window.data[sent:]) + bytes(raw)
                 return
             data, lost = found_again
+            if not data.startswith(window.data[:sent]):
+                # Blocks were gone without a trace, and what is behind them has been given already.
+                yield bytes(window.data[sent:]) + bytes(raw)
+                return
             self.mended += max(1, lost)
+            heads = heads_of(data, number) or ()
+            self._next |= {kind_of(h.code): h.number + 1 for h in heads if kind_of(h.code) in self._next}
         fixed = b"".join(blocks_of(facts, number, whole if complete else parity_of(data, facts)))
         self.mended += 0 if complete else facts.parity_bytes
         yield data[sent:] + fixed
@@ -221,6 +243,19 @@ class Mender:
             if not window.parity and head is not None and head.code == END:
                 return  # what damaged parity says of it may be damaged, too
             yield self._finish(facts.end + CRC.pack(zlib.crc32(facts.end)))
+
+    def _count(self, head: BlockHead, at: int) -> bool:
+        """Note which data and metadata block should come behind the block at `at`; whether some are gone before it."""
+        kind, here, behind = kind_of(head.code), head.number, head.number + 1
+        if kind == LAYOUT:
+            # It tells how many data blocks stand before it.
+            begins = layout.parse(bytes(self._data[at + head.begin : at + head.size - CRC.size]), MAX_WINDOW)
+            kind, here = DATA, self._next[DATA] if begins is None else head.number + len(begins) - 1
+            behind = here
+        if kind not in self._next:
+            return False
+        gone, self._next[kind] = here != self._next[kind], behind
+        return gone
 
     def _overlap(self, window: ParityWindow) -> bool:
         """Go back to a sound parity block whose first bytes were taken for the last ones of the window.
@@ -374,19 +409,55 @@ class Mender:
 
 def mend(window: ParityWindow) -> tuple[bytes, int] | None:
     """The bytes of a window as they were written, and how many had not arrived; None if they cannot be known."""
-    first, second = place(window), place(window, from_end=True)
-    for placed in (first, second) if second != first else (first,):
+    tried = list[Placed]()
+    for placed in placements(window):
+        if placed in tried:
+            continue
         data = mend_around(window, placed)
         if data:
             return data, sum(end - begin for begin, end in runs(known_bytes(len(data), placed)))
-    for placed in two_gaps(window):
-        data = mend_around(window, placed)
-        if data:
-            return data, sum(end - begin for begin, end in runs(known_bytes(len(data), placed)))
+        tried.append(placed)
     return None
 
 
-def two_gaps(window: ParityWindow) -> Iterator[list[tuple[int, BlockInWindow]]]:
+def placements(window: ParityWindow) -> Iterator[Placed]:
+    """Where the sound pieces may belong, the likeliest first."""
+    yield from listed(window)
+    yield place(window)
+    yield place(window, from_end=True)
+    yield from two_gaps(window)
+
+
+def listed(window: ParityWindow) -> Iterator[Placed]:
+    """Where the sound pieces belong by the layout blocks of the window, if one is sound."""
+    facts = window.facts
+    assert facts is not None
+    layouts = [piece for piece in window.pieces if piece.code == LAYOUT]
+    if not layouts:
+        return
+    block = bytes(window.data[layouts[-1].begin : layouts[-1].end])
+    head = read_head(bytearray(block), 0)
+    assert head is not None
+    begins = layout.parse(block[head.begin : -CRC.size], facts.length)
+    if begins is None:
+        return
+    *data_begins, end = begins
+    # They are alike: one tells what all of them were.
+    result = [(at, layouts[-1]) for at in range(end, facts.length - len(block) + 1, len(block))]
+    numbers = Counter[int]()
+    at = 0
+    for piece in window.pieces:
+        if piece.is_data and 0 <= piece.number - head.number < len(data_begins):
+            result.append((data_begins[piece.number - head.number], piece))
+        elif piece.begin == at and piece.code != LAYOUT and piece.number == numbers[piece.code]:
+            # The header, and the tags as far as none is missing.
+            result.append((at, piece))
+            numbers[piece.code] += 1
+            at = piece.end
+    yield fitting(result, facts)
+
+
+def two_gaps(window: ParityWindow) -> Iterator[Placed]:
     """Where the sound pieces belong if blocks are gone in two places: how much in which, a few codewords tell."""
     facts = window.facts
     assert facts is not None
@@ -394,16 +465,18 @@ def two_gaps(window: ParityWindow) -> Iterator[list[tuple[int, BlockInWindow]]]:
     gone, expected, at = window.total - len(window.data), window.first, 0
     stretches: list[list[BlockInWindow]] = [[]]
     for piece in window.pieces:
-        is_data = piece.code & ~(PLAIN | SHORT) == DATA
-        if piece.begin != at or (is_data and piece.number != expected):
+        if piece.begin != at or (piece.is_data and piece.number != expected):
             stretches.append([])
         stretches[-1].append(piece)
-        at, expected = piece.end, piece.number + 1 if is_data else expected
+        at, expected = piece.end, piece.number + 1 if piece.is_data else expected
+    if len(stretches) == 2:
+        stretches.append([])  # what is gone at the end leaves no trace
     if len(stretches) != 3 or len(parity) < facts.parity_bytes or not 2 <= gone <= facts.parity_bytes:
         return
     first = stretches[0][-1].end if stretches[0] else 0
     last = stretches[1][-1].end
-    if (stretches[1][0].begin, stretches[2][0].begin) != (first, last):
+    behind = stretches[2][0].begin if stretches[2] else len(window.data)
+    if (stretches[1][0].begin, behind) != (first, last):
         return
     data = bytes(window.data[: facts.length])
     for size in range(1, gone):
@@ -412,10 +485,10 @@ def two_gaps(window: ParityWindow) -> Iterator[list[tuple[int, BlockInWindow]]]:
         if consistent(guess, parity, facts, gaps, CHECKS):
             shifts = zip(stretches, (0, size, gone), strict=True)
             placed = [(piece.begin + shift, piece) for part, shift in shifts for piece in part]
-            yield [(at, piece) for at, piece in placed if at + piece.end - piece.begin <= facts.length]
+            yield fitting(placed, facts)
 
 
-def mend_around(window: ParityWindow, placed: list[tuple[int, BlockInWindow]]) -> bytes | None:
+def mend_around(window: ParityWindow, placed: Placed) -> bytes | None:
     """What `mend` gives, if the sound pieces belong where `placed` says."""
     facts = window.facts
     assert facts is not None
@@ -438,7 +511,7 @@ def mend_around(window: ParityWindow, placed: list[tuple[int, BlockInWindow]]) -
             fixed = correct(data, bytes(parity), facts, erased + lost + also)
             if fixed is not None:
                 kept = all(fixed[at : at + p.end - p.begin] == window.data[p.begin : p.end] for at, p in placed)
-                if kept and is_sound(fixed, window.number):
+                if kept and heads_of(fixed, window.number) is not None:
                     return fixed
         return None
 
@@ -490,7 +563,7 @@ def copy(target: bytearray, source: bytearray, begin: int, end: int, shift: int)
         target[low:high] = source[low + shift : high + shift]
 
 
-def place(window: ParityWindow, from_end: bool = False) -> list[tuple[int, BlockInWindow]]:
+def place(window: ParityWindow, from_end: bool = False) -> Placed:
     """Where in the window its sound pieces belong, in order.
 
     Args:
@@ -503,15 +576,14 @@ def place(window: ParityWindow, from_end: bool = False) -> list[tuple[int, Block
     arrived, total = len(window.data), window.total
     if arrived == total:
         return [(piece.begin, piece) for piece in window.pieces if piece.end <= facts.length]
-    result: list[tuple[int, BlockInWindow]] = []
+    result = Placed()
     at, expected = 0, window.first
     for piece in window.pieces:
-        is_data = piece.code & ~(PLAIN | SHORT) == DATA
-        if piece.begin != at or (is_data and piece.number != expected):
+        if piece.begin != at or (piece.is_data and piece.number != expected):
             break
         result.append((at, piece))
-        at, expected = piece.end, expected + is_data
-    rest = [piece for piece in window.pieces[len(result) :] if piece.code & ~(PLAIN | SHORT) == DATA]
+        at, expected = piece.end, expected + piece.is_data
+    rest = [piece for piece in window.pieces[len(result) :] if piece.is_data]
     sizes = {p.end - p.begin - len(to_varint(p.number)) for p in window.pieces if p.code in (DATA, DATA | PLAIN)}
     if len(sizes) == 1 and (result or window.number) and not from_end:
         # All whole blocks have one size: their numbers tell where they belong.
@@ -526,11 +598,15 @@ def place(window: ParityWindow, from_end: bool = False) -> list[tuple[int, Block
                 break
             result.append((piece.begin + total - arrived, piece))
             at = piece.begin
-    fits = [(at, p) for at, p in result if at >= 0 and at + p.end - p.begin <= facts.length]
-    return sorted(fits, key=lambda pair: pair[0])
+    return fitting(result, facts)
 
 
-def known_bytes(length: int, placed: list[tuple[int, BlockInWindow]]) -> bytearray:
+def fitting(placed: Placed, facts: Facts) -> Placed:
+    """The pieces that lie in the window, in order."""
+    return sorted((at, p) for at, p in placed if at >= 0 and at + p.end - p.begin <= facts.length)
+
+
+def known_bytes(length: int, placed: Placed) -> bytearray:
     """For each byte of a window 1 if it arrived in one of the sound pieces, else 0."""
     known = bytearray(length)
     for at, piece in placed:
@@ -543,19 +619,20 @@ def runs(known: bytearray) -> list[tuple[int, int]]:
     return [(found.start(), found.end()) for found in re.finditer(b"\0+", known)]
 
 
-def is_sound(window: bytes, number: int) -> bool:
-    """Whether a window is nothing but sound blocks, the first one behind the header."""
-    mender = Mender(io.BytesIO(window))
+def heads_of(window: bytes, number: int) -> list[BlockHead] | None:
+    """Heads of a window's blocks, the first one behind the header; None if it is not sound from end to end."""
+    mender, heads = Mender(io.BytesIO(window)), list[BlockHead]()
     at = mender._header() if number == 0 else 0
     if number == 0 and not at:
-        return False
+        return None
     mender._at = at
     while mender._need(1):
         head = mender._sound()
         if head is None:
-            return False
-        mender._at += head[4]
-    return True
+            return None
+        mender._at += head.size
+        heads.append(head)
+    return heads
 
 
 class Mended(io.RawIOBase):

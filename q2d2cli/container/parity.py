@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from q2d2cli.container.blocks import PARITY, to_block
+from q2d2cli.container import layout
+from q2d2cli.container.blocks import LAYOUT, PARITY, to_block
 from q2d2cli.container.header import CRC, FormatError
 from q2d2cli.container.varint import VarintError, from_varint, to_varint
 from q2d2cli.errors import UsageError
@@ -220,21 +221,31 @@ class ParityWriter:
     Args:
         file: open for writing in binary.
         share: of a window that may be lost in one stretch and be mended; None for no parity.
+        with_layout: whether parity goes with layout blocks, which those files need whose blocks differ in size.
 
     Attributes:
         bytes_written: size of the file so far.
     """
 
-    def __init__(self, file: BinaryIO, share: float | None) -> None:
-        self._file, self._share = file, share
+    def __init__(self, file: BinaryIO, share: float | None, with_layout: bool) -> None:
+        self._file, self._share, self._with_layout = file, share, with_layout and share is not None
         self._window, self._windows = bytearray(), 0
+        self._first, self._begins = 0, list[int]()
         self.bytes_written = 0
 
     def put(self, data: bytes) -> None:
-        """Write a block, or the header."""
+        """Write a block that holds no audio, or the header."""
         if self._share is not None and len(self._window) >= WINDOW_BYTES:
             self.protect()
         self._write(data)
+
+    def put_data(self, number: int, block: bytes) -> None:
+        """Write a data block."""
+        self.put(block)
+        if self._with_layout:
+            # A new window may have begun.
+            self._first = number if not self._begins else self._first
+            self._begins.append(len(self._window) - len(block))
 
     def put_end(self, block: bytes) -> None:
         """Write the end block, which the parity before it holds, too."""
@@ -245,11 +256,15 @@ class ParityWriter:
     def protect(self, end: bytes = b"") -> None:
         """Write the parity of what was written since the last."""
         assert self._share is not None
+        if len(self._begins) >= layout.LEAST_BLOCKS:
+            block = to_block(LAYOUT, self._first, layout.describe(self._begins, len(self._window)))
+            self._write(layout.copies(self._share) * block)
         facts = facts_for(len(self._window), self._share, end)
         parity = parity_of(bytes(self._window), facts)
         for block in blocks_of(facts, self._windows, parity):
             self._write(block)
         self._window.clear()
+        self._begins.clear()
         self._windows += 1
 
     def _write(self, data: bytes) -> None:

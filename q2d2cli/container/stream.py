@@ -70,7 +70,7 @@ class Writer:
         self._batch, self._blocks = batch, 0
         self._pending = np.empty((header.channels, 0, header.quantizer.num_indices), np.int64)
         self._start = file.tell() if file.seekable() else None
-        self._out = ParityWriter(file, parity)
+        self._out = ParityWriter(file, parity, with_layout=header.payload == "coded")
         self._out.put(header.to_bytes(room=self._room()))
         for number, payload in enumerate(tags.payloads() if tags else ()):
             block = to_block(METADATA, number, payload)
@@ -134,7 +134,7 @@ class Writer:
             short = packed.frames < size
             code = DATA | (SHORT if short else 0) | (PLAIN if packed.plain else 0)
             start = to_varint(packed.frames) if short else b""
-            self._out.put(to_block(code, self._blocks, start + packed.payload))
+            self._out.put_data(self._blocks, to_block(code, self._blocks, start + packed.payload))
             self._blocks += 1
             self.payload_bytes += len(packed.payload)
             self.frames += packed.frames
@@ -224,7 +224,7 @@ class Reader:
         lost_blocks: data blocks that are missing.
         parity_blocks: blocks for repair.
         metadata_blocks: blocks with tags.
-        other_blocks: blocks of other types, skipped.
+        other_blocks: blocks of other types, skipped; layout blocks among them.
         faults: everything that is wrong, in order.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from q2d2cli.container.blocks import END, METADATA, PARITY, RawBlock, Scanner, to_block
+from q2d2cli.container.blocks import END, LAYOUT, METADATA, PARITY, RawBlock, Scanner, to_block
 from q2d2cli.container.header import FormatError
 from q2d2cli.container.parity import ParityWriter, parse
 from q2d2cli.container.stream import Reader
@@ -36,7 +36,7 @@ def with_tags(data: bytes, tags: Tags) -> bytes:
     new = [to_block(METADATA, number, payload) for number, payload in enumerate(tags.payloads())]
     header, audio = data[: reader.header_bytes], data[reader.audio_begin :]
     before = sound_blocks(data, reader, reader.header_bytes, reader.audio_begin)
-    new += [data[block.offset : block.end] for block in before if block.code not in (PARITY, METADATA)]
+    new += [data[block.offset : block.end] for block in before if block.code not in (PARITY, LAYOUT, METADATA)]
     if not reader.header.parity:
         return b"".join([header, *new, audio])
     behind = sound_blocks(data, reader, reader.audio_begin, len(data))
@@ -45,13 +45,18 @@ def with_tags(data: bytes, tags: Tags) -> bytes:
     windows = [found[0] for block in before + behind if block.code == PARITY and (found := parse(block.payload))]
     file = io.BytesIO()
     # Short windows have a little more than was asked for.
-    out = ParityWriter(file, min((facts.share for facts in windows), default=None))
+    share = min((facts.share for facts in windows), default=None)
+    out = ParityWriter(file, share, with_layout=reader.header.payload == "coded")
     for part in (header, *new):
         out.put(part)
     for block in behind:
-        if block.code not in (PARITY, METADATA):
-            put = out.put_end if block.code == END else out.put
-            put(data[block.offset : block.end])
+        part = data[block.offset : block.end]
+        if block.kind == "data":
+            out.put_data(block.number, part)
+        elif block.code == END:
+            out.put_end(part)
+        elif block.code not in (PARITY, LAYOUT, METADATA):
+            out.put(part)
     return file.getvalue()
 
 
