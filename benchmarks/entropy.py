@@ -11,11 +11,15 @@ columns are of a few seconds of some speakers: the encoder's tokens, and those o
 from __future__ import annotations
 
 import argparse
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy asks: its products are to run on one thread, as PyTorch's do
 
 import numpy as np
-import torch
 
 from q2d2cli import Codec, checkpoints
 from q2d2cli.audio.finding import audio_files
@@ -71,13 +75,16 @@ def per_frame(blocks: list[np.ndarray], sizes: tuple[int, ...], model: ContextMo
     return spent(blocks, sizes, model) / max(1, sum(block.shape[1] for block in blocks))
 
 
-def seconds(function: object, *arguments: object) -> float:
-    """Processor time of a call, the second one."""
-    for _ in range(2):
+def share(coding: Callable[[], object], network: Callable[[], object], rounds: int = 5) -> float:
+    """How much of the network's processor time coding takes: they take turns, the first of which warms up."""
+    found = []
+    for _ in range(rounds + 1):
         started = time.process_time()
-        function(*arguments)  # type: ignore[operator]
-        taken = time.process_time() - started
-    return taken
+        coding()
+        between = time.process_time()
+        network()
+        found.append((between - started) / (time.process_time() - between))
+    return median(found[1:])
 
 
 def cost(codec: Codec, model: ContextModel, folder: Path, length: float) -> tuple[float, float]:
@@ -88,8 +95,8 @@ def cost(codec: Codec, model: ContextModel, folder: Path, length: float) -> tupl
     coder, blocks = BlockCoder(model), blocks_of(tokens)
     coded, frames = coder.encode(blocks), [block.shape[1] for block in blocks]
     return (
-        seconds(coder.encode, blocks) / seconds(codec.encode, samples, codec.sample_rate),
-        seconds(coder.decode, coded, frames, 1) / seconds(codec.decode, tokens),
+        share(lambda: coder.encode(blocks), lambda: codec.encode(samples, codec.sample_rate)),
+        share(lambda: coder.decode(coded, frames, 1), lambda: codec.decode(tokens)),
     )
 
 
@@ -105,7 +112,6 @@ def main() -> None:
     parser.add_argument("--searched-seconds", type=float, default=3, help="of each")
     parser.add_argument("--cost-seconds", type=float, default=120, help="length of the file that is timed; 0 for none")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     print(
         "| weights | coded | bits a frame | saved | kbit/s | of encode | of decode | some clips | "
         f"effort {arguments.effort} |\n|---|---|---|---|---|---|---|---|---|"

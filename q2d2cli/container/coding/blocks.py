@@ -42,7 +42,9 @@ class BlockCoder:
             found = self.model.intervals(padded.reshape(-1, longest, pairs), np.repeat(lengths, channels))
             found = found.reshape(len(part), channels, longest, pairs, 3).transpose(0, 2, 3, 1, 4)
             for row, i in zip(found, part, strict=True):
-                coded[i] = ranges.encode(row[: blocks[i].shape[1]].reshape(-1, 3).tolist())
+                # Flat lists: a list for each symbol would set off Python's garbage collector, slow where torch is.
+                columns = row[: blocks[i].shape[1]].reshape(-1, 3).T.tolist()
+                coded[i] = ranges.encode(zip(*columns, strict=True))
         return coded
 
     def decode(self, payloads: Sequence[bytes], frames: Sequence[int], channels: int) -> list[np.ndarray]:
