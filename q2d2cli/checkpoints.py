@@ -7,11 +7,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from q2d2cli import hub
 from q2d2cli.errors import Q2D2Error, UsageError, report
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from q2d2cli.models.config import ModelConfig
     from q2d2cli.models.model import CodecModel
+
+T = TypeVar("T")
 
 DEFAULT_MODEL = "speech-3k"
 """The model used where none is named."""
@@ -37,6 +39,10 @@ EARLIER_NAME = "earlier.json"
 FINGERPRINT_BYTES = 8
 VERSION = re.compile(r"(.+)-v(\d+)")
 """A model's name with its version; one without is version 1, and also stands for the newest that is here."""
+ENCODER = "encoder."
+"""What the names of an encoder's weights begin with: all that a student has of its own."""
+LENT_KEYS = ("sample_rate", "hop", "feature_dim", "quantizer", "decoder")
+"""Keys of a model's configuration that are a student's lender's."""
 FILES = ("config.json", "*.safetensors", "*.md", "*.yaml", "*.svg")
 """What a model on the Hub consists of; nothing else is fetched or pushed, pickles least of all."""
 CARD_HEAD = """---
@@ -50,6 +56,15 @@ tags: [audio, speech, codec, tokenizer]
 
 
 @dataclass(frozen=True)
+class Lender:
+    """The model whose quantizer and decoder a student has: its tokens and files are that model's."""
+
+    model: str
+    fingerprint: bytes
+    """Of its weights file."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint folder that has been found and whose configuration has been read."""
 
@@ -57,6 +72,8 @@ class Checkpoint:
     config: ModelConfig
     metrics: dict[str, Any]
     """Measured quality, as `q2d2 eval --json` gave it; empty if never measured."""
+    lender: Lender | None = None
+    """Of a student; its weights file may then hold an encoder alone."""
 
     @property
     def weights(self) -> Path:
@@ -66,6 +83,31 @@ class Checkpoint:
     def fingerprint(self) -> bytes:
         """First 8 bytes of the SHA-256 of the weights file; ties a .q2d file to the weights it needs."""
         return fingerprint(self.weights)
+
+    def whole(self) -> Checkpoint:
+        """The checkpoint with the decoder, which files name: this one, or a student's lender.
+
+        Raises:
+            UsageError: if a student's lender is not here.
+            Q2D2Error: if it is not what the student was made for.
+        """
+        if self.lender is None:
+            return self
+        name, wanted = self.lender.model, self.lender.fingerprint
+        try:
+            found = find_weights(name, wanted)
+        except UsageError as error:
+            raise UsageError(f"model {self.config.name!r} has the decoder of another: {error}") from error
+        if found.fingerprint() != wanted:
+            how = whereabouts(wanted)
+            raise UsageError(
+                f"model {self.config.name!r} has the decoder of {name!r}, weights {wanted.hex()}, but those here are "
+                f"{found.fingerprint().hex()}: get those weights{f' ({how})' if how else ''}"
+            )
+        mine, theirs = (checkpoint.config.model_dump(include=set(LENT_KEYS)) for checkpoint in (self, found))
+        if mine != theirs:
+            raise Q2D2Error(f"{self.folder / CONFIG_NAME} contradicts that of {name!r}, whose decoder it has")
+        return found
 
 
 def fingerprint(weights: Path) -> bytes:
@@ -284,7 +326,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     path = folder / CONFIG_NAME
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        checkpoint = Checkpoint(folder, ModelConfig.model_validate(data["model"]), data.get("metrics", {}))
+        lent = data.get("decoder_of")
+        lender = None if lent is None else Lender(str(lent["model"]), bytes.fromhex(lent["fingerprint"]))
+        checkpoint = Checkpoint(folder, ModelConfig.model_validate(data["model"]), data.get("metrics", {}), lender)
     except OSError as error:
         raise Q2D2Error(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, ValidationError) as error:
@@ -315,6 +359,7 @@ def load(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> CodecMod
     """Build the model and load its weights (stored in 16 bits, computed in 32).
 
     Raises:
+        UsageError: if a student's lender is not here.
         Q2D2Error: if the weights file is damaged or belongs to another architecture.
     """
     from q2d2cli.models.model import CodecModel
@@ -322,7 +367,7 @@ def load(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> CodecMod
 
     with full_precision():
         model = CodecModel(checkpoint.config).float()
-    state = read_safetensors(checkpoint.weights)
+    state = joined(checkpoint, read_safetensors)
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     except RuntimeError as error:
@@ -332,14 +377,39 @@ def load(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> CodecMod
     return model.to(device).eval()
 
 
-def save(folder: Path, config: ModelConfig, state: dict[str, torch.Tensor], *, half: bool = True) -> None:
+def joined(checkpoint: Checkpoint, read: Callable[[Path], dict[str, T]]) -> dict[str, T]:
+    """All weights of a model by name, those of an encoder alone with what its lender has.
+
+    Args:
+        checkpoint: the model.
+        read: gives what a weights file holds.
+
+    Raises:
+        UsageError: if a student's lender is not here.
+    """
+    own = read(checkpoint.weights)
+    if checkpoint.lender is None or not all(name.startswith(ENCODER) for name in own):
+        return own
+    lent = {name: value for name, value in read(checkpoint.whole().weights).items() if not name.startswith(ENCODER)}
+    return lent | own
+
+
+def save(
+    folder: Path,
+    config: ModelConfig,
+    state: dict[str, torch.Tensor],
+    *,
+    half: bool = True,
+    lender: Lender | None = None,
+) -> None:
     """Write `config.json` (without metrics) and `model.safetensors`, each atomically.
 
     Args:
         folder: to write to; made if missing.
         config: of the model.
-        state: its weights.
+        state: its weights; of a student, perhaps those of its encoder alone.
         half: whether parameters become 16-bit floats; buffers (a vector quantizer's statistics) stay as they are.
+        lender: the model that quantizer and decoder are from, unchanged.
 
     Raises:
         Q2D2Error: if a weight is not finite in 16 bits, or the folder cannot be written to.
@@ -360,7 +430,7 @@ def save(folder: Path, config: ModelConfig, state: dict[str, torch.Tensor], *, h
     make_folder(folder)
     with atomic_output(folder / WEIGHTS_NAME) as file:
         file.write(to_bytes(stored))
-    write_config(folder, config, {})
+    write_config(folder, config, {}, lender)
 
 
 def save_discriminators(folder: Path, state: dict[str, torch.Tensor]) -> None:
@@ -396,8 +466,10 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise Q2D2Error(f"{path} is damaged or not safetensors ({error}): fetch it again") from error
 
 
-def write_config(folder: Path, config: ModelConfig, metrics: dict[str, float]) -> None:
+def write_config(folder: Path, config: ModelConfig, metrics: dict[str, float], lender: Lender | None = None) -> None:
     """Write `config.json` atomically."""
-    data = {"model": config.model_dump(mode="json"), "metrics": metrics}
+    data: dict[str, Any] = {"model": config.model_dump(mode="json"), "metrics": metrics}
+    if lender is not None:
+        data["decoder_of"] = {"model": lender.model, "fingerprint": lender.fingerprint.hex()}
     with atomic_output(folder / CONFIG_NAME) as file:
         file.write((json.dumps(data, indent=2) + "\n").encode())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from q2d2cli.arrays import as_integers, as_waveform, whole_number
+from q2d2cli.checkpoints import Lender
 from q2d2cli.coder import Coder, sample_range, with_payload
 from q2d2cli.container.coding.context import ContextModel
 from q2d2cli.container.header import FormatError, Header, Payload
@@ -182,6 +183,7 @@ class Codec(Coder):
         model: the network, a PyTorch module or one that a runtime has opened.
         fingerprint: identifies the weights (8 bytes).
         context: the context model for entropy coding, if there is one for these weights.
+        lender: the model whose decoder a student has.
 
     Examples:
         >>> codec = Codec.from_pretrained("speech-3k", device="cpu")
@@ -195,8 +197,14 @@ class Codec(Coder):
         (1047625, 166.7, 3333)
     """
 
-    def __init__(self, model: CodecModel | Network, fingerprint: bytes, context: ContextModel | None = None) -> None:
-        super().__init__(TorchNetwork(model) if isinstance(model, CodecModel) else model, fingerprint, context)
+    def __init__(
+        self,
+        model: CodecModel | Network,
+        fingerprint: bytes,
+        context: ContextModel | None = None,
+        lender: Lender | None = None,
+    ) -> None:
+        super().__init__(TorchNetwork(model) if isinstance(model, CodecModel) else model, fingerprint, context, lender)
 
     @property
     def model(self) -> CodecModel:

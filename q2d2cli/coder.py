@@ -9,7 +9,7 @@ from typing import Self
 
 from q2d2cli import checkpoints
 from q2d2cli.arrays import whole_number
-from q2d2cli.checkpoints import DEFAULT_MODEL
+from q2d2cli.checkpoints import DEFAULT_MODEL, Lender
 from q2d2cli.container.coding import library
 from q2d2cli.container.coding.context import ContextModel
 from q2d2cli.container.header import Header, Payload, block_frames
@@ -30,14 +30,25 @@ class Coder:
         config: of the model.
         name: model name.
         quantizer: kind and levels.
-        fingerprint: identifies the weights (8 bytes).
+        fingerprint: identifies the weights that decode, which files name (8 bytes).
+        decoder: name of the model that those are from, which files have: its own, or a student's lender's.
+        encoder_fingerprint: identifies the weights that encode; the same but for a student.
         context: the context model for entropy coding; None if there is none for these weights.
     """
 
-    def __init__(self, network: Network, fingerprint: bytes, context: ContextModel | None = None) -> None:
-        self.network, self.fingerprint, self.context = network, fingerprint, context
+    def __init__(
+        self,
+        network: Network,
+        fingerprint: bytes,
+        context: ContextModel | None = None,
+        lender: Lender | None = None,
+    ) -> None:
+        self.network, self.context = network, context
         self.config = network.config
-        self.name = network.config.name
+        self.name = self.decoder = network.config.name
+        self.fingerprint = self.encoder_fingerprint = fingerprint
+        if lender is not None:
+            self.decoder, self.fingerprint = lender.model, lender.fingerprint
         self.quantizer = network.config.quantizer.spec()
 
     @classmethod
@@ -57,9 +68,12 @@ class Coder:
         """
         check_runtime(runtime, device)
         checkpoint = checkpoints.find(str(name))
-        fingerprint = checkpoint.fingerprint()
-        context = library.open_folder(checkpoint.folder, fingerprint)
-        return cls(open_network(checkpoint, device, runtime), fingerprint, context)
+        fingerprint, lender = checkpoint.fingerprint(), checkpoint.lender
+        if lender is None:
+            context = library.open_folder(checkpoint.folder, fingerprint)
+        else:
+            context = library.find_for(lender.fingerprint)
+        return cls(open_network(checkpoint, device, runtime), fingerprint, context, lender)
 
     @property
     def sample_rate(self) -> int:
@@ -96,7 +110,7 @@ class Coder:
                 quantizer=self.quantizer,
                 hop=self.config.hop,
                 sample_rate=self.sample_rate,
-                model=self.name,
+                model=self.decoder,
                 fingerprint=self.fingerprint,
                 original_rate=whole_number(sample_rate, "sample rate"),
                 channels=whole_number(channels, "number of channels"),

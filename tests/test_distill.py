@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,11 @@ from conftest import CLIP, ROOT, TINY, Run
 
 from q2d2cli import Codec, checkpoints
 from q2d2cli.audio import read_mono
-from q2d2cli.models.config import ModelConfig, QuantizerConfig
+from q2d2cli.checkpoints import Lender
+from q2d2cli.corpus.tokenize import describe_output
+from q2d2cli.corpus.vocabulary import Vocabulary
+from q2d2cli.evaluation.codecs import Q2D2Subject
+from q2d2cli.models.config import ModelConfig, QuantizerConfig, SpectralEncoderConfig
 from q2d2cli.models.model import CodecModel
 from q2d2cli.training.config import difference, read_config
 from q2d2cli.training.distill import Teacher, agreement
@@ -78,6 +83,87 @@ def test_codes_alone_come_first(run: Run, config: Path, tiny: Path, tmp_path: Pa
     assert all("mel" in line for line in joined)
     assert joined[-1]["distillation"] < alone[0]["distillation"]
 
+    # Exported, it has an encoder, and leaves the rest to its teacher, by whose name it goes in files.
+    target = tmp_path / "student"
+    environment = {"Q2D2_MODELS": str(tiny.parent)}
+    exported = run(*("export", out, target, "--test", tmp_path / "data", "--metrics", "stoi"), environment=environment)
+    assert exported.returncode == 0, exported.stderr
+    assert all(name.startswith("encoder.") for name in checkpoints.read_safetensors(target / "model.safetensors"))
+    lender = checkpoints.open_checkpoint(target).lender
+    assert lender == Lender("tiny", checkpoints.open_checkpoint(tiny).fingerprint())
+    assert f"that of tiny, weights `{lender.fingerprint.hex()}`" in (target / "README.md").read_text()
+
+
+@pytest.fixture
+def small(tiny: Path, tmp_path: Path) -> Path:
+    """A student of tiny beside a copy of it, in a folder of models; its encoder has random weights."""
+    models = tmp_path / "models"
+    shutil.copytree(tiny, models / "tiny")
+    torch.manual_seed(1)
+    config = TINY.model_copy(update={"name": "small", "encoder": SpectralEncoderConfig(dim=8, hidden=16, layers=1)})
+    state = {f"encoder.{name}": tensor for name, tensor in CodecModel(config).encoder.state_dict().items()}
+    lender = Lender("tiny", checkpoints.open_checkpoint(tiny).fingerprint())
+    checkpoints.save(models / "small", config, state, lender=lender)
+    return models
+
+
+def test_files_of_a_student_are_its_teachers(run: Run, small: Path, tmp_path: Path) -> None:
+    environment = {"Q2D2_MODELS": str(small)}
+    file, plain, own = (tmp_path / name for name in ("a.q2d", "plain.wav", "own.wav"))
+    assert run("encode", "-m", "small", CLIP, file, environment=environment).returncode == 0
+    said = json.loads(run("info", "--json", file).stdout)
+    assert (said["model"], said["fingerprint"]) == (
+        "tiny",
+        checkpoints.fingerprint(small / "tiny/model.safetensors").hex(),
+    )
+    assert run("decode", file, own, "-m", "small", environment=environment).returncode == 0
+    rows = {row["name"]: row for row in json.loads(run("models", "--json", environment=environment).stdout)}
+    assert rows["small"]["decoder_of"] == "tiny"
+    assert rows["tiny"]["decoder_of"] is None
+    assert "small: another encoder for tiny" in run("models", environment=environment).stdout.decode()
+
+    # They need no more than the teacher; the student does.
+    shutil.move(small / "small", tmp_path / "small")
+    assert run("decode", file, plain, environment=environment).returncode == 0
+    assert plain.read_bytes() == own.read_bytes()
+    shutil.rmtree(small / "tiny")
+    command = ("encode", "-m", tmp_path / "small", CLIP, tmp_path / "b.q2d")
+    for wanted in ("has the decoder of another: no model 'tiny' here", "weights", "contradicts that of 'tiny'"):
+        refused = run(*command, environment=environment)
+        assert refused.returncode == (1 if "contradicts" in wanted else 2)
+        assert refused.stderr.decode().count("\n") == 1
+        assert wanted in refused.stderr.decode()
+        # Next another model of that name, then the right weights under another configuration.
+        config = TINY if wanted != "weights" else TINY.model_copy(update={"hop": 96})
+        checkpoints.save(small / "tiny", config, CodecModel(config).state_dict())
+        if wanted == "weights":
+            described = json.loads((tmp_path / "small/config.json").read_text())
+            described["decoder_of"]["fingerprint"] = checkpoints.fingerprint(small / "tiny/model.safetensors").hex()
+            (tmp_path / "small/config.json").write_text(json.dumps(described))
+    assert not (tmp_path / "b.q2d").exists()
+
+
+def test_students_are_codecs_of_their_own(
+    small: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("Q2D2_MODELS", str(small))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    student, teacher = (Codec.from_pretrained(name, "cpu") for name in ("small", "tiny"))
+    assert student.fingerprint == teacher.fingerprint != student.encoder_fingerprint
+    assert (student.name, student.decoder) == ("small", "tiny")
+    subjects = [Q2D2Subject(name, "cpu") for name in ("small", "tiny")]
+    assert len({subject.identity for subject in subjects}) == 2
+    audio = read_mono(CLIP, TINY.sample_rate)[: TINY.sample_rate]
+    tokens = student.encode(audio, TINY.sample_rate)
+    assert agreement(tokens.indices, teacher.encode(audio, TINY.sample_rate).indices)[0] < 0.5
+    assert torch.equal(teacher.decode(tokens), student.decode(tokens))
+    # Outputs of tokenize say whose tokens they are, and by whom.
+    job = describe_output(student, Vocabulary(student.quantizer))
+    assert (job["model"], job["fingerprint"]) == ("tiny", teacher.fingerprint.hex())
+    assert job["encoder"].startswith("small ")
+    other = Codec.from_pretrained("small", runtime="onnx")
+    assert agreement(other.encode(audio, TINY.sample_rate).indices, tokens.indices)[0] > 0.99
+
 
 @pytest.mark.parametrize(
     ("settings", "words"),
@@ -142,4 +228,4 @@ def test_example_fits_its_teacher() -> None:
     student = CodecModel(config.model)
     teacher.lend(student)
     count = [sum(p.numel() for p in m.encoder.parameters()) for m in (student, teacher.model)]
-    assert count[0] < count[1] / 2
+    assert count[0] < count[1] / 3

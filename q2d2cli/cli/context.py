@@ -57,7 +57,7 @@ def context(
         raise UsageError(f"unknown kind {kind!r}: choose from {', '.join(KINDS)}")
     from q2d2cli import checkpoints
 
-    target = checkpoints.find(model).folder / CONTEXT_NAME if out is None else out
+    target = checkpoints.find(model).whole().folder / CONTEXT_NAME if out is None else out
     if target.exists() and not force:
         raise UsageError(f"{target} already exists: use --force to overwrite it; files encoded with it need it")
     if not target.parent.is_dir():

@@ -267,7 +267,8 @@ def choose(model: str | None, bitrate: int | None) -> str:
     from q2d2cli.checkpoints import available, version
 
     here = sorted(available(), key=lambda checkpoint: version(checkpoint.folder.name)[1])
-    rates = {round(checkpoint.config.bit_rate / 1000): checkpoint.folder.name for checkpoint in here}
+    # Students are taken by name alone.
+    rates = {round(c.config.bit_rate / 1000): c.folder.name for c in here if c.lender is None}
     if bitrate not in rates:
         choice = ", ".join(map(str, sorted(rates))) or "none"
         raise UsageError(f"no model for {bitrate} kbit/s here: choose from {choice}, or name one with --model")

@@ -53,6 +53,7 @@ def list_models(as_json: Json = False) -> int:
                 "megabytes": round(checkpoint.weights.stat().st_size / 1e6, 1),
                 "latency": None if lag is None else {**asdict(lag), "total": lag.total, "sample_rate": RECORDING_RATE},
                 "fingerprint": checkpoint.fingerprint().hex(),
+                "decoder_of": None if checkpoint.lender is None else checkpoint.lender.model,
                 "context": context_of(checkpoint),
                 "metrics": checkpoint.metrics,
                 "folder": str(checkpoint.folder),
@@ -67,10 +68,14 @@ def list_models(as_json: Json = False) -> int:
 
 def context_of(checkpoint: Checkpoint) -> str | None:
     """Fingerprint of a model's context model for entropy coding; None if it has none for its weights."""
-    from q2d2cli.container.coding.library import open_folder
+    from q2d2cli.container.coding.library import find_for, open_folder
 
+    lender = checkpoint.lender
     try:
-        model = open_folder(checkpoint.folder, checkpoint.fingerprint())
+        if lender is None:
+            model = open_folder(checkpoint.folder, checkpoint.fingerprint())
+        else:
+            model = find_for(lender.fingerprint)
     except Q2D2Error as error:
         report(error)
         return None
@@ -202,6 +207,10 @@ def show(rows: list[dict[str, Any]]) -> None:
             ),
         )
     console.print(table)
+    for row in rows:
+        if row["decoder_of"]:
+            what = f"{row['name']}: another encoder for {row['decoder_of']}, which decodes its files."
+            console.print(what, style="dim")
     console.print(
         "*: the default. coded: whether it has a context model, with which files take fewer bits than that.",
         style="dim",

@@ -33,8 +33,9 @@ def describe_output(codec: Codec, vocabulary: Vocabulary) -> dict[str, Any]:
     """What an output says of its ids and the codec that they are from."""
     return {
         **vocabulary.describe(),
-        "model": codec.name,
+        "model": codec.decoder,
         "fingerprint": codec.fingerprint.hex(),
+        **({} if codec.decoder == codec.name else {"encoder": f"{codec.name} {codec.encoder_fingerprint.hex()}"}),
         "frame_rate": codec.frame_rate,
         "hop": codec.config.hop,
         "model_sample_rate": codec.sample_rate,

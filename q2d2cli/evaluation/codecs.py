@@ -49,7 +49,7 @@ class Q2D2Subject(CodecSubject):
         check_search(self.codec.header(self.codec.sample_rate, 1, None), effort, rate_weight)
         self.name = self.codec.name + (f", effort {effort}" if effort else "")
         self.name += f", lambda {rate_weight:g}" if rate_weight else ""
-        self.identity = f"q2d2:{self.codec.fingerprint.hex()}" + (f":{effort}" if effort else "")
+        self.identity = f"q2d2:{self.codec.encoder_fingerprint.hex()}" + (f":{effort}" if effort else "")
         self.identity += f":{rate_weight:g}" if rate_weight else ""
         if self.codec.context is not None:
             self.identity += f":context {self.codec.context.fingerprint.hex()}"

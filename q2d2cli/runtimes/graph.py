@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from q2d2cli.checkpoints import WEIGHTS_NAME, Checkpoint
+from q2d2cli.checkpoints import WEIGHTS_NAME, Checkpoint, joined
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output, make_folder
 from q2d2cli.models.config import ModelConfig, SpectralEncoderConfig, VocosDecoderConfig
@@ -138,10 +138,13 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    try:
-        return load_file(checkpoint.weights)
-    except (SafetensorError, OSError) as error:
-        raise Q2D2Error(f"{checkpoint.weights} is damaged or not safetensors ({error}): fetch it again") from error
+    def read(path: Path) -> dict[str, np.ndarray]:
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise Q2D2Error(f"{path} is damaged or not safetensors ({error}): fetch it again") from error
+
+    return joined(checkpoint, read)
 
 
 class Graph:

@@ -6,20 +6,23 @@ import torch
 from torch import Tensor
 
 from q2d2cli import checkpoints
+from q2d2cli.checkpoints import LENT_KEYS, Lender
 from q2d2cli.errors import UsageError
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.models.model import CodecModel
 from q2d2cli.quantizers.base import Quantized
 from q2d2cli.training.config import difference
 
-SHARED = ("sample_rate", "hop", "feature_dim", "quantizer", "decoder")
-"""Keys of a model's configuration in which student and teacher agree."""
 LENT = ("quantizer", "decoder")
 """Parts of the student that are the teacher's, frozen."""
 
 
 class Teacher:
     """A trained model whose encoder is learnt from (after NeuCodec, Julian et al. 2025, section on distillation).
+
+    Attributes:
+        model: the network.
+        lender: what the student's files name; a student's own lender if the teacher is one.
 
     Args:
         name: model name, folder or Hub id.
@@ -32,11 +35,13 @@ class Teacher:
 
     def __init__(self, name: str, config: ModelConfig, device: torch.device) -> None:
         checkpoint = checkpoints.find(name)
-        theirs, mine = (c.model_dump(mode="json", include=set(SHARED)) for c in (checkpoint.config, config))
+        theirs, mine = (c.model_dump(mode="json", include=set(LENT_KEYS)) for c in (checkpoint.config, config))
         if (change := difference(theirs, mine)) is not None:
             key, there, here = change
             raise UsageError(f"model.{key} is {here}, but {there} in teacher {name!r}: only the encoder may differ")
         self.model = checkpoints.load(checkpoint, device).requires_grad_(False)
+        whole = checkpoint.whole()
+        self.lender = Lender(whole.config.name, whole.fingerprint())
 
     def lend(self, student: CodecModel) -> None:
         """Copy the quantizer's and the decoder's weights to the student."""

@@ -13,7 +13,6 @@ from q2d2cli.errors import UsageError
 from q2d2cli.evaluation.plots import to_svg, validation_curve
 from q2d2cli.evaluation.tables import dataset_table, scope, score_table, to_markdown
 from q2d2cli.files import atomic_output
-from q2d2cli.models.config import ModelConfig
 from q2d2cli.training.config import LOG_NAME, RUN_CONFIG_NAME, difference, read_config, to_yaml
 
 if TYPE_CHECKING:
@@ -108,12 +107,23 @@ def export_run(
         state = average(best, others, share)
     else:
         state = checkpoints.load(best).state_dict()
-    checkpoints.save(folder, config, state)
+    # A mean of students of one lender has its decoder, too.
+    lender = best.lender if all(other.lender == best.lender for other in others) else None
+    checkpoints.save(folder, config, state if lender is None else own_part(best, state), lender=lender)
     with atomic_output(folder / RECIPE_NAME) as file:
         file.write(recipe)
     if judges is not None:
         checkpoints.save_discriminators(folder, judges)
     return cost
+
+
+def own_part(student: checkpoints.Checkpoint, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of a student's weights, those that its lender does not have; all if the lender is no model that is here."""
+    try:
+        student.whole()
+    except UsageError:
+        return state
+    return {name: tensor for name, tensor in state.items() if name.startswith(checkpoints.ENCODER)}
 
 
 def average(
@@ -156,9 +166,8 @@ def add_card(folder: Path, *, cost: Cost, measured: dict[str, Any], command: str
     checkpoint = checkpoints.open_checkpoint(folder)
     scores = measured["codecs"][0]["datasets"]["all"]
     metrics = {name: mean for name in measured["metrics"] if (mean := scores[name]["mean"]) is not None}
-    checkpoints.write_config(folder, checkpoint.config, metrics)
-    size = checkpoint.weights.stat().st_size
-    card = model_card(folder, checkpoint.config, size=size, cost=cost, measured=measured, command=command, notes=notes)
+    checkpoints.write_config(folder, checkpoint.config, metrics, checkpoint.lender)
+    card = model_card(folder, checkpoint, cost=cost, measured=measured, command=command, notes=notes)
     with atomic_output(folder / checkpoints.CARD_NAME) as file:
         file.write(card.encode())
     if (figure := validation_curve(cost.log)) is not None:
@@ -168,15 +177,15 @@ def add_card(folder: Path, *, cost: Cost, measured: dict[str, Any], command: str
 
 def model_card(
     folder: Path,
-    config: ModelConfig,
+    checkpoint: checkpoints.Checkpoint,
     *,
-    size: int,
     cost: Cost,
     measured: dict[str, Any],
     command: str,
     notes: str,
 ) -> str:
     """The card's text."""
+    config, size = checkpoint.config, checkpoint.weights.stat().st_size
     spec = config.quantizer.spec()
     on_pesq = read_config(folder / RECIPE_NAME).loss.pesq > 0
     own = measured["codecs"][0]
@@ -186,6 +195,7 @@ def model_card(
         for number, (points, entropy, most, used) in enumerate(zip(*columns, strict=True))
     )
     fingerprint, _, context = own["identity"].removeprefix("q2d2:").partition(":context ")
+    more = average_row(cost) + agreement_row(cost) + lender_row(checkpoint)
     coded = f", context model `{context}`" if context else ""
     return f"""# {config.name}
 
@@ -196,7 +206,7 @@ def model_card(
 | quantizer | {spec.kind} grids, levels {",".join(map(str, spec.levels))} |
 | audio | {config.sample_rate} Hz inside, one frame per {config.hop} samples; any rate in and out |
 | weights | {size / 1e6:.1f} MB, 16-bit safetensors, fingerprint `{fingerprint}`{coded} |
-| training | {cost.steps} steps, {cost.minutes / 60:.1f} hours |{average_row(cost)}{agreement_row(cost)}
+| training | {cost.steps} steps, {cost.minutes / 60:.1f} hours |{more}
 
 ## Measured quality
 
@@ -239,3 +249,11 @@ def agreement_row(cost: Cost) -> str:
     share, pairs = cost.agreement
     each = ", ".join(f"{100 * pair:.1f}%" for pair in pairs)
     return f"\n| agreement | {100 * share:.1f}% of tokens equal the teacher's; by pair {each} (validation data) |"
+
+
+def lender_row(checkpoint: checkpoints.Checkpoint) -> str:
+    """One more row of the card's first table, if the decoder is another model's."""
+    if checkpoint.lender is None:
+        return ""
+    name, weights = checkpoint.lender.model, checkpoint.lender.fingerprint.hex()
+    return f"\n| decoder | that of {name}, weights `{weights}`: files name these, and that model decodes them |"

@@ -179,7 +179,7 @@ def run(
                 chosen = result["valid"] < trainer.best or (done and trainer.judged)
                 if chosen:
                     trainer.best = result["valid"]
-                    checkpoints.save(best, config.model, trainer.ema)
+                    checkpoints.save(best, config.model, trainer.ema, lender=trainer.lender)
                     if trainer.judged:
                         checkpoints.save_discriminators(best, trainer.discriminator.state_dict())
                 result["best"] = chosen

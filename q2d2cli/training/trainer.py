@@ -166,6 +166,11 @@ class Trainer:
         return min(1.0, self.minutes / self.config.minutes)
 
     @property
+    def lender(self) -> checkpoints.Lender | None:
+        """The model whose quantizer and decoder a student keeps."""
+        return None if self.teacher is None else self.teacher.lender
+
+    @property
     def judged(self) -> bool:
         """Whether discriminators have been trained."""
         return any(optimizer.state for name, optimizer in self.optimizers.items() if name not in {"adamw", "muon"})
