@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,21 @@ def test_tar_shards_that_are_damaged(
     assert {f"whole/{name}" for name in names[:2]} <= rows.keys()
     assert f"cut/{names[0]}" in rows
     assert f"cut/{names[-1]}" not in rows
+
+
+def test_an_output_inside_its_corpus_is_no_part_of_it(
+    call: Run, tmp_path: Path, tiny: Path, corpus: tuple[Path, Clips], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, clips = corpus
+    write_tar(folder / "more.tar", members_of(folder, sorted(clips)[:1]))
+    monkeypatch.chdir(folder)
+    for name in (".", str(folder)):
+        command = ["tokenize", name, "--out", f"tokens{len(name)}", "--model", tiny, "--format", "webdataset"]
+        for _ in range(2):
+            assert call(*command, "--shard-clips", "4").returncode == 0
+            assert len(rows_of(folder / f"tokens{len(name)}")) == len(clips) + 1
+        assert call("tokenize", "--verify", "100%", f"tokens{len(name)}").returncode == 0
+        shutil.rmtree(f"tokens{len(name)}")
 
 
 @pytest.fixture(scope="session")
@@ -239,3 +255,10 @@ def test_hugging_face_data_sets(
         np.testing.assert_array_equal(row.codes, expected[name])
     assert call("tokenize", "--verify", "50%", out).returncode == 0
     assert b"cannot open the Hugging Face data set" in call("tokenize", "hf:" + str(folder / "no"), "-o", out).stderr
+    if streaming:
+        (place / "train-00001-of-00002.parquet").write_bytes(b"PAR1 cut off")
+        result = call(*command[:3], tmp_path / "again", *command[4:])
+        assert result.returncode == 1
+        assert f"cannot read the Hugging Face data set {place}, split train: ".encode() in result.stderr
+        assert result.stderr.count(b"\n") == 1
+        assert list(TokenFolder(tmp_path / "again").records) == [0]  # it goes on from there

@@ -3,9 +3,8 @@
 python compare.py RUN...
 
 For each run of `train.py`: all ids as likely; each pair by how often its ids were there in the clips that the run
-learned from; the context model that comes with the codec, as `q2d2 encode` uses it; and the run's own model. All are
-asked about the beginnings of the held-out clips, as far as the run's model sees. `unseen` is the share of frames that,
-taken as one id each (`--ids frame`), were never there in what the run learned from.
+learned from; the context model that comes with the codec, as `q2d2 encode` uses it; and the model of the run. `unseen`
+is the share of frames that, taken as one id each (`--ids frame`), were never there in what the run learned from.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from model import load
-from train import bits_of, read_tokens
+from train import bits_of, clips_of, read_tokens
 
 from q2d2cli import Codec
 from q2d2cli.container.coding.blocks import BlockCoder
@@ -58,16 +57,13 @@ def row_of(run: Path, folder: str | None) -> str:
     learned = [row for row in rows if not row["id"].startswith(about["held_out"])]
     each, vocabulary = audio["ids_per_frame"], Vocabulary.read(audio)
     known = [vocabulary.to_indices(np.array(row["codes"])) for row in learned]
-    asked = []
-    for row in held_out:
-        room = (model.config.context - len(model.config.prompt(row["text"]))) // each
-        asked.append(vocabulary.to_indices(np.array(row["codes"]))[:room])
+    asked = [vocabulary.to_indices(np.array(row["codes"])) for row in held_out]
     frames = sum(map(len, asked))
     codec = Codec.from_pretrained(folder or audio["model"], device="cpu")
-    bits = bits_of(model, held_out)
+    bits = bits_of(model, clips_of(model, held_out))
     columns = [
         audio["model"],
-        "in front" if model.config.text else "none",
+        "none" if not model.config.text else "phonemes" if model.config.phonemes else "letters",
         f"{about['minutes']:g}",
         f"{sum(math.log2(size) for size in audio['pair_sizes']):.2f}",
         f"{alone(known, asked, audio['pair_sizes']) / frames:.2f}",

@@ -69,7 +69,7 @@ def run_job(
     if settings.engine not in ENGINES:
         raise UsageError(f"unknown engine {settings.engine!r}: choose from {', '.join(ENGINES)}")
     open_format(settings.format, path, {"dtype": "uint16"})  # tells of what is missing before the work begins
-    plan = make_plan(settings.corpus)
+    plan = make_plan(settings.corpus, path)
     codec = Codec.from_pretrained(settings.model, settings.device)
     vocabulary = Vocabulary(codec.quantizer, settings.ids)
     description, count = describe_output(codec, vocabulary), len(plan.units)

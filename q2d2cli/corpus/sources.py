@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
 from q2d2cli.audio import AUDIO_SUFFIXES, is_foreign, read_list
+from q2d2cli.corpus.formats import DATA
 from q2d2cli.corpus.manifests import (
     LANGUAGE_KEYS,
     MANIFEST_SUFFIXES,
@@ -32,6 +34,8 @@ from q2d2cli.errors import Q2D2Error, UsageError
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 HUB = "hf:"
 """What a Hugging Face data set begins with: `hf:owner/name`, `hf:owner/name:config`, `hf:folder`."""
+SHARD = re.compile(r"shard-\d{6}")
+"""Name of an output's shard without suffix."""
 TRIES = 3
 """How often an object store is asked before it counts as unreachable."""
 T = TypeVar("T")
@@ -170,7 +174,7 @@ class HubUnit:
         """The clips, each with its data."""
         rows, column = open_hub(self.name, self.split, self.streaming)
         part = rows.shard(self.stop, self.start) if self.streaming else rows.select(range(self.start, self.stop))
-        for number, row in enumerate(part):
+        for number, row in enumerate(self._rows(part)):
             at = f"{self.start:05}-{number:06}" if self.streaming else f"{self.start + number:08}"
             audio = row[column] or {}
             path, data = audio.get("path"), audio.get("bytes")
@@ -182,6 +186,15 @@ class HubUnit:
                 return next((str(row[key]) for key in keys if row.get(key) not in (None, "")), None)
 
             yield replace(clip, text=first(TEXT_KEYS), speaker=first(SPEAKER_KEYS), language=first(LANGUAGE_KEYS))
+
+    def _rows(self, part: Any) -> Iterator[dict[str, Any]]:
+        try:
+            yield from part
+        except Exception as error:  # of the network, the files or their format
+            raise StoreError(
+                f"cannot read the Hugging Face data set {self.name}, split {self.split}: {first_line(error)}; "
+                f"run the same command again to go on"
+            ) from error
 
     def describe(self) -> str:
         """What tells it from other units."""
@@ -228,8 +241,12 @@ class CorpusPlan:
         return hashlib.sha256("\n\n".join(unit.describe() for unit in self.units).encode()).hexdigest()
 
 
-def make_plan(spec: CorpusSpec) -> CorpusPlan:
+def make_plan(spec: CorpusSpec, out: Path | None = None) -> CorpusPlan:
     """Find the clips of a corpus and divide them into units, always in the same order.
+
+    Args:
+        spec: what is read.
+        out: the output, which may lie inside the corpus: its shards are no part of that.
 
     Raises:
         UsageError: if an input does not exist, or there is no audio in it.
@@ -248,7 +265,7 @@ def make_plan(spec: CorpusSpec) -> CorpusPlan:
             check_exists(given)
             tars.append((given, tar_stem(given)))
         elif is_folder(given):
-            found = files_below(given)
+            found = files_below(given, out)
             for place, name in found:
                 if name.lower().endswith(TAR_SUFFIXES):
                     tars.append((place, tar_stem(name)))
@@ -404,7 +421,7 @@ def open_hub(name: str, split: str, streaming: bool) -> tuple[Any, str]:
         else:
             rows = datasets.load_dataset(path, config or None, split=split, streaming=streaming)
     except Exception as error:
-        raise UsageError(f"cannot open the Hugging Face data set {name}, split {split}: {error}") from error
+        raise UsageError(f"cannot open the Hugging Face data set {name}, split {split}: {first_line(error)}") from error
     columns = [column for column, kind in (rows.features or {}).items() if isinstance(kind, datasets.Audio)]
     if not columns:
         raise UsageError(f"the Hugging Face data set {name} has no audio column: {', '.join(rows.features or {})}")
@@ -425,12 +442,19 @@ def check_exists(place: str) -> None:
         raise UsageError(f"{place} does not exist: give a folder, a list, a manifest, a tar shard or hf:NAME")
 
 
-def files_below(place: str) -> list[tuple[str, str]]:
-    """Audio files and tar shards below a folder, sorted: full path or URL, and path in the folder."""
+def files_below(place: str, out: Path | None = None) -> list[tuple[str, str]]:
+    """Audio files and tar shards below a folder, sorted: full path or URL, and path in the folder.
+
+    Shards that an output there holds are left out.
+    """
     wanted = (*AUDIO_SUFFIXES, *TAR_SUFFIXES)
     if "://" not in place:
-        below = (path for path in Path(place).rglob("*") if path.name.lower().endswith(wanted))
+        folder = Path(place)
+        below = (path for path in folder.rglob("*") if path.name.lower().endswith(wanted))
         paths = sorted((path for path in below if path.is_file() and not is_foreign(path)), key=os.fsencode)
+        if out is not None and out.resolve().is_relative_to(folder.resolve()):
+            shards = folder / out.resolve().relative_to(folder.resolve()) / DATA
+            paths = [path for path in paths if path.parent != shards or not SHARD.fullmatch(path.stem)]
         return [(str(path), path.relative_to(place).as_posix()) for path in paths]
 
     def find(files: Any, path: str) -> list[tuple[str, str]]:
@@ -465,6 +489,11 @@ def open_place(place: str) -> BinaryIO:
     return io.BufferedReader(remote(place, lambda files, path: files.open(path, "rb", cache_type="readahead")))
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or else its kind."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def remote(place: str, action: Callable[[Any, str], T]) -> T:
     """Do something with the file system of a URL; what may pass is tried again.
 
@@ -485,9 +514,9 @@ def remote(place: str, action: Callable[[Any, str], T]) -> T:
             raise Q2D2Error(f"{place} does not exist") from error
         except Exception as error:
             if attempt + 1 == TRIES or isinstance(error, PermissionError):
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise StoreError(
-                    f"cannot reach {place}: {reason}; check address and credentials, and run the same command again"
+                    f"cannot reach {place}: {first_line(error)}; check address and credentials, and run the same "
+                    f"command again"
                 ) from error
             time.sleep(0.2 * 2**attempt)
             files.invalidate_cache()

@@ -137,7 +137,7 @@ def encode_again(folder: TokenFolder, share: float, device: str, ids: dict[str, 
     codec = Codec.from_pretrained(folder.job.model, device)
     if codec.fingerprint.hex() != folder.job.fingerprint:
         raise UsageError(f"{folder.path} was made with other weights of {folder.job.model} than those here")
-    plan = make_plan(folder.job.corpus)
+    plan = make_plan(folder.job.corpus, folder.path)
     if plan.digest() != folder.job.plan:
         report.problems.append(f"{folder.path}: the corpus has changed since, so clips cannot be encoded again")
         return
