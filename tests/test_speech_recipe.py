@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 from conftest import ROOT
 
 SCRIPTS = ROOT / "examples" / "speech"
 sys.path.insert(0, str(SCRIPTS))
 
-import prepare  # noqa: E402 - scripts beside the recipe, no package
+import curve  # noqa: E402 - scripts beside the recipe, no package
+import prepare  # noqa: E402
 import synthesize  # noqa: E402
 
 VOICES = ("kncrfuq", "kaeehsg", "kajhqhb", "kajuznj", "kakzycc", "kampsrn", "kanptqd", "kauuxdd", "kawtvtt", "kazzyrf")
@@ -119,3 +121,57 @@ def test_voices_of_each_part_are_mixed_of_its_own(tmp_path: Path) -> None:
     assert used["valid"] == set(synthesize.BASES["valid"])
     assert used["train"] == set(bases) - used["test"] - used["valid"]
     assert {voice.language for voice in made} == {"en-us", "en-gb"}
+
+
+def test_a_model_joins_the_curve_with_what_its_runs_heard(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, steps in (("one", 300), ("two", 900)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_bytes(config.read_bytes())  # batches of 2 crops of 0.2 s
+        (tmp_path / name / "log.jsonl").write_text(json.dumps({"step": steps, "minutes": 1}) + "\n")
+    record, picture, results = (tmp_path / name for name in ("curve.json", "curve.svg", "results.json"))
+    first = {"name": "tiny", "round": 1, "steps": 3600, "batch": 10, "crop_seconds": 0.5, "stoi": 0.9, "wer_heard": 9}
+    record.write_text(json.dumps({"tiny": [first]}))
+    scores = {"stoi": {"mean": 0.9123}, "wer": {"mean": 3.21}, "pesq": {"mean": None}}
+    found = {"codecs": [{"name": "tiny-v2", "datasets": {"all": scores}}], "texts": 3}
+    results.write_text(json.dumps(found))
+
+    def call(*more: str | Path) -> str:
+        command = ["curve.py", "--record", record, "--out", picture, *more]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in command])
+        assert curve.main() == 0
+        return capsys.readouterr().out
+
+    added = ("--add", "tiny-v2", "--round", "2", "--results", results)
+    lines = call(*added, "--run", tmp_path / "one", "--run", tmp_path / "two").splitlines()
+    # 1200 steps of 2 crops of 0.2 s after five hours; scores against texts are apart from those without.
+    assert "| tiny-v2 | 2 | 5.1 | – | 3.2 | 0.912 | – | – |" in lines
+    assert lines[-1] == "| the last run, per 10 hours | | | – | – | +0.900 | – | – |"
+    assert picture.read_text().count(">tiny<") == 1
+    # Again takes its place; without texts it is the other kind.
+    results.write_text(json.dumps({**found, "texts": 0}))
+    assert "| tiny-v2 | 2 | 5.0 | – | – | 0.912 | – | 3.2 |" in call(*added, "--run", tmp_path / "one").splitlines()
+    assert len(json.loads(record.read_text())["tiny"]) == 2
+
+    (tmp_path / "two/config.yaml").write_text(config.read_text().replace("batch_size: 2", "batch_size: 3"))
+    for wrong, words in (
+        ((*added, "--run", tmp_path / "one", "--run", tmp_path / "two"), "different batches"),
+        (
+            ("--add", "other", "--round", "2", "--results", results, "--run", tmp_path / "one"),
+            "does not have scores of other",
+        ),
+        (added, "needs --round, --run"),
+    ):
+        before = record.read_bytes()
+        with pytest.raises(SystemExit, match="2"):
+            call(*wrong)
+        assert words in capsys.readouterr().err
+        assert record.read_bytes() == before
+
+
+def test_the_record_is_what_the_curve_shows() -> None:
+    record = json.loads(curve.RECORD.read_text())
+    assert curve.to_json(record) == curve.RECORD.read_text()
+    notes = (ROOT / "docs/training-notes.md").read_text()
+    assert curve.table(record) in notes
