@@ -237,6 +237,27 @@ def test_validations_judge_words_by_texts(tmp_path: Path, monkeypatch: pytest.Mo
     assert measure(["wer"], rate, [short], [short], ["zebras"])["wer"] >= 100
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_each_package_that_a_metric_needs_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in METRICS[name].packages:
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, package, None)
+            assert why_not(name) == f'{package} is not installed: pip install "q2d2[{METRICS[name].extra}]"'
+    for package in METRICS[name].packages:
+        monkeypatch.setitem(sys.modules, package, None)
+    if len(METRICS[name].packages) > 1:
+        assert f"{', '.join(METRICS[name].packages)} are not installed" in str(why_not(name))
+
+
+def test_what_is_trained_on_does_not_judge(run: Run, config: Path, tmp_path: Path) -> None:
+    command = ["train", "-c", config, "-o", tmp_path / "run", "--set", "validate_metrics=[wer]", "--set", "steps=1"]
+    result = run(*command, "--set", "loss.words=1", environment={recognizer.RECOGNIZER_VARIABLE: "tiny.en"})
+    assert result.returncode == 2
+    assert result.stderr.decode().count("\n") == 1
+    assert "'tiny.en' is in the loss and cannot judge wer" in result.stderr.decode()
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_training_judges_whole_recordings(run: Run, config: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(config.read_text())

@@ -350,7 +350,8 @@ def why_not(name: str) -> str | None:
     metric = METRICS[name]
     missing = [package for package in metric.packages if importlib.util.find_spec(package) is None]
     if missing:
-        return f'{", ".join(missing)} is not installed: pip install "q2d2[{metric.extra}]"'
+        are = "is" if len(missing) == 1 else "are"
+        return f'{", ".join(missing)} {are} not installed: pip install "q2d2[{metric.extra}]"'
     if name == "utmos":
         if utmos_weights() is None:
             return (

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from q2d2cli import checkpoints
 from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.evaluation.recognizer import RECOGNIZER_VARIABLE, recognizer_name
 from q2d2cli.files import atomic_output, make_folder
 from q2d2cli.runtimes.pytorch import pick_device
 from q2d2cli.signals import Stop
@@ -62,9 +63,10 @@ def train_model(
 
     Raises:
         UsageError: if there is no audio, `out` already holds a run and `resume` is false, another process is at work in
-            it, or a run has another schedule than a cool-down needs.
+            it, a run has another schedule than a cool-down needs, or what it trains on is to judge it.
         Q2D2Error: if saving fails, the saved state does not fit, or memory runs out.
     """
+    check_judge(config)
     accelerator = make_accelerator(device)
     source: States | None = None
     if cooldown is not None:
@@ -80,6 +82,16 @@ def train_model(
         raise Q2D2Error(
             f"{accelerator.device} ran out of memory: lower optim.batch_size or data.crop_seconds"
         ) from error
+
+
+def check_judge(config: TrainConfig) -> None:
+    """Raise UsageError if validations would count the word errors of the recognizer that is trained against."""
+    hears = config.loss.words or config.discriminator.features.weight
+    if hears and "wer" in config.validate_metrics and recognizer_name() == config.loss.recognizer:
+        raise UsageError(
+            f"recognizer {config.loss.recognizer!r} is in the loss and cannot judge wer: name another with "
+            f"{RECOGNIZER_VARIABLE}, or leave wer out of validate_metrics"
+        )
 
 
 def cooldown_folder(config: TrainConfig, states: States) -> Path:
