@@ -251,6 +251,9 @@ def test_configurations_of_earlier_versions_are_read_as_far_as_they_can_be_run()
         ({"optim": {"lr": -1}}, ["optim.lr"]),
         ({"steps": None}, ["steps or minutes"]),
         ({"freeze": ["encoder", "decoder", "quantizer"]}, ["freeze", "leave one"]),
+        ({"loss": {"rate_bits": 5.0}}, ["rate_bits", "loss.rate"]),
+        ({"loss": {"rate": 0.1, "rate_bits": 20.0}}, ["rate_bits", "below"]),
+        ({"loss": {"rate": 0.1}, "model": {"quantizer": {"kind": "vq", "levels": [16]}}}, ["loss.rate", "vq"]),
         ({"data": {"train": "/nowhere", "valid": "/nowhere"}}, ["/nowhere"]),
     ],
 )

@@ -135,6 +135,12 @@ class LossConfig(Strict):
     """Hidden layers of a frozen speech recognizer: what makes words, which spectra hardly see."""
     recognizer: str = "tiny.en"
     """That recognizer, for `words` and `discriminator.features`: `tiny.en`, or a folder with a CTranslate2 Whisper."""
+    rate: Weight = 0.0
+    """Weight, to begin with, of a bit per frame as a density model counts it that learns along: codes become easier to
+    guess, so that entropy-coded files are smaller. For grids, lattices and fsq."""
+    rate_bits: PositiveFloat | None = None
+    """Bits per frame at which the weight of `rate`, following what is measured, holds them; without it the weight stays
+    as it is."""
     commitment: Weight = 1.0
     """Of the baselines vq and rvq; the others have none."""
     distillation: Weight = 10.0
@@ -275,6 +281,13 @@ class TrainConfig(Strict):
             raise ValueError("give either steps or minutes as the length of the run")
         if self.loss.pesq and self.data.crop_seconds < PESQ_SECONDS:
             raise ValueError(f"loss.pesq needs data.crop_seconds of at least {PESQ_SECONDS}")
+        spec = self.model.quantizer.spec()
+        if self.loss.rate and not (spec.snaps or spec.kind == "fsq"):
+            raise ValueError(f"loss.rate needs a grid, a lattice or fsq: entries of {spec.kind} have no neighbours")
+        if self.loss.rate_bits is not None and not self.loss.rate:
+            raise ValueError("loss.rate_bits needs loss.rate, the weight to begin with")
+        if self.loss.rate_bits is not None and self.loss.rate_bits >= spec.bits_per_frame:
+            raise ValueError(f"loss.rate_bits must be below the quantizer's {spec.bits_per_frame:.2f} bits per frame")
         if set(self.freeze) == {"encoder", "quantizer", "decoder"}:
             raise ValueError("freeze names every part: leave one to train")
         if self.validate_texts is not None and not self.validate_clips:

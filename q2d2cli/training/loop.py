@@ -187,8 +187,8 @@ def run(
                 name(corpus.broken, each)
             if main and (trainer.step % config.validate_every == 0 or done):
                 result, estimate = trainer.validate(valid, clips)
-                # The adversarial stage trades some of this loss for quality: its end counts, too.
-                chosen = result["valid"] < trainer.best or (done and trainer.judged)
+                # Discriminators and the rate trade some of this loss for what it does not measure: the end counts, too.
+                chosen = result["valid"] < trainer.best or (done and (trainer.judged or trainer.rate is not None))
                 if chosen:
                     trainer.best = result["valid"]
                     checkpoints.save(best, config.model, trainer.ema, lender=trainer.lender)

@@ -37,11 +37,14 @@ from q2d2cli.training.clip import clip_frames
 from q2d2cli.training.config import TrainConfig, difference
 from q2d2cli.training.discriminators import Discriminators, Judgements
 from q2d2cli.training.muon import Muon
+from q2d2cli.training.rate import LEARNING_RATE, Rate
 from q2d2cli.training.scores import Recording, measure
 
 VALID_BATCH = 8
 MAX_GRAD_NORM = 1e4
 """A step whose gradient is larger than this, or not finite, is skipped."""
+JUDGES = ("discriminator", "features")
+"""Optimizers of discriminators, which have losses of their own."""
 COUNTERS = ("step", "skipped", "minutes", "best", "adversarial_steps", "heads_steps")
 """Of a state; those it does not have begin at 0."""
 
@@ -85,6 +88,10 @@ class Trainer:
             self.words = WordsLoss(Hearing(config.loss.recognizer, rate)).to(device)
         heard = self.words.hearing.dims if self.words is not None else ()
         self.discriminator = Discriminators(config.discriminator, heard).to(device)
+        self.rate: Rate | None = None
+        if config.loss.rate:
+            spec = config.model.quantizer.spec()
+            self.rate = Rate(spec, config.loss.rate, config.loss.rate_bits).to(device)
         self.notes = start_from(init, self.model, self.discriminator) if init else []
         self.bf16 = config.bf16 and has_bfloat16(device)
         if config.bf16 and not self.bf16:
@@ -110,6 +117,7 @@ class Trainer:
         judges = self.discriminator
         self.parallel_discriminator = accelerator.prepare_model(judges.families) if judges.weights else judges.families
         self.parallel_features = accelerator.prepare_model(judges.features) if judges.features is not None else None
+        self.parallel_rate = accelerator.prepare_model(self.rate) if self.rate is not None else None
         self.mel = MelLoss(rate).to(device)
         self.stft = ComplexStftLoss(config.loss.stft_compression, config.loss.stft_phase_only).to(device)
         chosen: dict[str, Callable[[int], nn.Module]] = {
@@ -148,6 +156,8 @@ class Trainer:
             optimizers["features"] = torch.optim.AdamW(
                 judges.features.parameters(), lr=settings.features.lr, betas=(0.5, 0.9), weight_decay=0.0
             )
+        if self.rate is not None:
+            optimizers["rate"] = torch.optim.AdamW(self.rate.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
         if matrices:
             optimizers["muon"] = Muon(matrices, lr=optim.muon_lr, weight_decay=optim.weight_decay, bf16=self.bf16)
         # Not in the groups: those come back with a saved state, and the configuration decides.
@@ -173,7 +183,7 @@ class Trainer:
     @property
     def judged(self) -> bool:
         """Whether discriminators have been trained."""
-        return any(optimizer.state for name, optimizer in self.optimizers.items() if name not in {"adamw", "muon"})
+        return any(self.optimizers[name].state for name in JUDGES if name in self.optimizers)
 
     @property
     def schedule(self) -> float:
@@ -233,6 +243,11 @@ class Trainer:
                 settings = config.discriminator.features
                 weight = settings.weight * min(1.0, self.heads_steps / settings.fade_steps)
                 total = total + weight * losses["adv_features"]
+        if self.rate is not None:
+            assert self.parallel_rate is not None
+            losses["rate_bits"] = self.parallel_rate(quantized.values, quantized.indices).mean()
+            losses["rate_weight"] = self.rate.weight.clone()
+            total = total + losses["rate_weight"] * losses["rate_bits"]
         if self.teacher is not None:
             losses["distillation"] = self._distillation(audio, quantized, self.teacher)
             total = total + config.loss.distillation * losses["distillation"]
@@ -258,7 +273,9 @@ class Trainer:
             (gradient,) = torch.autograd.grad(weighted, leaf)
             total = total + (fake * gradient).sum()
             losses |= {"d": d_loss, "adv": adversarial_loss, "fm": matching}
-        self._move(total)
+        if self._move(total) and self.rate is not None:
+            # The mean over processes, so that all agree on the weight.
+            self.rate.follow(self.accelerator.reduce(losses["rate_bits"].detach(), "mean"))
         return {name: loss.detach() for name, loss in losses.items()}, quantized.indices
 
     def _agree(self, audio: Tensor, teacher: distill.Teacher) -> tuple[dict[str, Tensor], Tensor]:
@@ -275,11 +292,13 @@ class Trainer:
             target = teacher.quantize(audio)
         return F.l1_loss(quantized.values, target.values)
 
-    def _move(self, loss: Tensor) -> None:
-        """One step of the codec and of the average of its weights."""
-        if self._update(loss, [n for n in self.optimizers if n not in {"discriminator", "features"}], self.model):
+    def _move(self, loss: Tensor) -> bool:
+        """One step of the codec and of the average of its weights; False if it was not sound and neither moved."""
+        moved = self._update(loss, [n for n in self.optimizers if n not in JUDGES], self.model)
+        if moved:
             self._average()
         self.step += 1
+        return moved
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -346,6 +365,8 @@ class Trainer:
         weights = self.config.loss
         numbers["valid"] = sum(getattr(weights, name) * loss for name, loss in mine.losses.items())
         numbers |= {"entropy": [round(e, 3) for e in entropies], **mine.scores}
+        if self.rate is not None:
+            numbers["valid_rate_bits"] = self.rate(mine.values, mine.indices).mean().item()
         if self.teacher is not None:
             if self._teacher_result is None:
                 # It does not change: measured once.
@@ -394,6 +415,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema,
             "discriminator": self.discriminator.state_dict(),
+            "rate": self.rate.state_dict() if self.rate is not None else {},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "rng": json.dumps(self.rng.bit_generator.state),
             "torch_rng": torch.get_rng_state(),
@@ -417,6 +439,8 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
             self.discriminator.load_state_dict(state["discriminator"])
+            if self.rate is not None:
+                self.rate.load_state_dict(state["rate"])
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
         except (RuntimeError, KeyError, ValueError) as error:
