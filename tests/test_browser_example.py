@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import json
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -17,19 +18,23 @@ import torch
 from conftest import CLIP, ROOT
 
 from q2d2cli import Codec, Tokens, checkpoints
+from q2d2cli.container.coding import library
 from q2d2cli.runtimes import graph
 
 PAGE = ROOT / "examples" / "browser"
+CODED: dict[str, dict[str, Any]] = json.loads((ROOT / "tests" / "golden" / "coded.json").read_text())
+CONTEXT_FILES = (ROOT / "tests" / "golden" / "contexts").glob("*/*.safetensors")
+CONTEXTS = {library.load(path).fingerprint.hex(): path for path in CONTEXT_FILES}
 READ = """
-const [text, done] = arguments;
-const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-import("/q2d.js").then(({ readQ2d }) => {
-  const { header, channels } = readQ2d(bytes);
+const [text, model, done] = arguments;
+const [bytes, chosen] = [text, model].map((code) => Uint8Array.from(atob(code), (letter) => letter.charCodeAt(0)));
+Promise.all([import("/q2d.js"), import("/context.js")]).then(async ([{ readQ2d }, { readContext }]) => {
+  const { header, channels } = readQ2d(bytes, model ? await readContext(chosen) : null);
   done({ header, channels: channels.map((channel) => [...channel]) });
 }).catch((error) => done({ error: error.message }));
 """
 METADATA = """
-const [text, done] = arguments;
+const [text, , done] = arguments;
 const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 import("/q2d.js").then(({ readMetadata }) => done(Object.fromEntries(readMetadata(bytes))));
 """
@@ -52,8 +57,8 @@ def page(browser: Any) -> Iterator[Any]:
     server.server_close()
 
 
-def run(page: Any, script: str, content: bytes) -> dict[str, Any]:
-    return page.execute_async_script(script, base64.b64encode(content).decode())
+def run(page: Any, script: str, content: bytes, context: bytes = b"") -> dict[str, Any]:
+    return page.execute_async_script(script, *(base64.b64encode(data).decode() for data in (content, context)))
 
 
 def test_reader_reads_what_the_package_writes(page: Any, tiny: Path, tiny_codec: Codec, tmp_path: Path) -> None:
@@ -83,6 +88,8 @@ def test_reader_reads_what_the_package_writes(page: Any, tiny: Path, tiny_codec:
 
 def test_reader_agrees_on_golden_files(page: Any) -> None:
     for path in sorted((ROOT / "tests" / "golden").glob("*.q2d")):
+        if path.stem in CODED:
+            continue
         found = run(page, READ, path.read_bytes())
         if "error" in found:
             words = ("payload", "version 1", "reader knows grids", "entropy coded")
@@ -90,6 +97,31 @@ def test_reader_agrees_on_golden_files(page: Any) -> None:
         else:
             indices = torch.tensor(found["channels"])
             assert torch.equal(indices.flatten(), Tokens.load(path).indices.flatten()), path.name
+
+
+def test_reader_agrees_on_golden_coded_files(page: Any) -> None:
+    for name, vector in CODED.items():
+        content = (ROOT / "tests" / "golden" / f"{name}.q2d").read_bytes()
+        context = CONTEXTS[vector.get("context", CODED["coded-recurrent-stereo"]["context"])]
+        found = run(page, READ, content, context.read_bytes())
+        if "error" in vector:
+            assert found["error"].split(":")[0] == vector["error"].split(":")[0], name
+        else:
+            wanted = [[index for frame in channel for index in frame] for channel in vector["indices"]]
+            assert found.get("channels") == wanted, (name, found.get("error"))
+
+
+def test_context_models_are_told_apart(page: Any) -> None:
+    content = (ROOT / "tests" / "golden" / "coded-recurrent-stereo.q2d").read_bytes()
+    named = CODED["coded-recurrent-stereo"]["context"]
+    other = next(path for fingerprint, path in CONTEXTS.items() if fingerprint != named)
+    said = run(page, READ, content)["error"]
+    assert f"context model {named} of golden: choose" in said
+    said = run(page, READ, content, other.read_bytes())["error"]
+    assert f"the one chosen is {library.load(other).fingerprint.hex()}" in said
+    assert run(page, READ, content, content)["error"] == "is damaged, or not safetensors"
+    weights = (checkpoints.find("speech-3k").folder / "config.json").read_bytes()
+    assert run(page, READ, content, weights)["error"] == "is damaged, or not safetensors"
 
 
 def test_page_decodes_a_file(page: Any, tiny: Path, tiny_codec: Codec, tmp_path: Path) -> None:

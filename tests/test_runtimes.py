@@ -345,6 +345,13 @@ def test_export_takes_runs_or_models(call: Run, tiny: Path, tmp_path: Path) -> N
     assert not (tmp_path / "model").exists()
 
 
+def test_export_puts_the_context_model_beside_the_graphs(call: Run, tmp_path: Path) -> None:
+    assert call("export", "--onnx", "speech-3k", tmp_path / "page", "-q").returncode == 0
+    assert leftovers(tmp_path / "page") == ["context.safetensors", "decoder.onnx", "encoder.onnx"]
+    context = checkpoints.find("speech-3k").folder / "context.safetensors"
+    assert (tmp_path / "page" / "context.safetensors").read_bytes() == context.read_bytes()
+
+
 def test_a_graph_is_small_plain_and_says_what_it_is(tmp_path: Path) -> None:
     checkpoint = checkpoints.find("speech-3k")
     sizes = 0

@@ -1,8 +1,10 @@
 // Decodes .q2d files in the browser: q2d.js reads them, onnxruntime-web runs a model's decoder.onnx.
 
+import { readContext } from "./context.js";
 import { readMetadata, readQ2d } from "./q2d.js";
 
 let decoder = null; // { session, metadata }
+let context = null; // for entropy-coded files
 
 /**
  * Load a decoder that `q2d2 export --onnx` wrote.
@@ -16,6 +18,15 @@ export async function loadDecoder(ort, bytes) {
   ort.env.wasm.numThreads = 1; // more need headers that most servers do not send
   const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
   decoder = { ort, session, metadata };
+}
+
+/**
+ * Load the context model that `q2d2 export --onnx` put beside the decoder.
+ *
+ * @param {Uint8Array} bytes The file.
+ */
+export async function loadContext(bytes) {
+  context = await readContext(bytes);
 }
 
 function metadataOf(bytes) {
@@ -34,7 +45,7 @@ function metadataOf(bytes) {
  *     original was; a player converts the rate.
  */
 export async function decodeQ2d(bytes) {
-  const { header, channels, frames } = readQ2d(bytes);
+  const { header, channels, frames } = readQ2d(bytes, context);
   if (decoder === null) throw new Error("cannot be decoded yet: choose a model's decoder.onnx first");
   const { ort, session, metadata } = decoder;
   if (metadata.get("fingerprint") !== header.fingerprint) {

@@ -1,9 +1,12 @@
-// Reads .q2d files (docs/format.md, version 2) with packed payloads: bytes in, pair indices out. Needs nothing.
+// Reads .q2d files (docs/format.md, version 2) with packed or entropy-coded payloads: bytes in, pair indices out.
+
+import { decodeBlock } from "./context.js";
 
 const MAGIC = [0x89, 0x51, 0x32, 0x44, 0x0d, 0x0a, 0x1a, 0x0a];
 const KINDS = ["rectangular", "rhombic", "hexagonal", "fsq", "vq", "rvq", "body-centred", "d4", "e8"];
 const RATES = [0, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 176400, 192000];
-const [PACKED, ROBUST, CODED] = [0, 1, 2];
+const [ROBUST, CODED] = [1, 2];
+const MAX_PAYLOAD = 2 ** 24 - 1; // bytes of a block
 
 const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   for (let bit = 0; bit < 8; bit++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
@@ -88,6 +91,7 @@ function readHeader(file) {
   header.numSamples = samples ? samples - 1 : null;
   header.fingerprint = hex(file.take(8));
   header.model = new TextDecoder().decode(file.take(file.varint()));
+  header.context = header.payload === CODED ? hex(file.take(8)) : null;
   header.sizes = sizes(header.kind, header.levels);
   file.at = end + 4;
   return header;
@@ -141,18 +145,28 @@ function unpack(bytes, frames, sizes, group) {
   return found;
 }
 
+function checkContext(header, context) {
+  check(
+    context?.fingerprint === header.context,
+    `is entropy coded with the context model ${header.context} of ${header.model}: choose that model's ` +
+      `context.safetensors${context ? `; the one chosen is ${context.fingerprint}` : ""}`,
+  );
+  check(String(context.sizes) === String(header.sizes), "has a header that contradicts its context model");
+}
+
 /**
  * Read a .q2d file.
  *
  * @param {Uint8Array} bytes The whole file.
+ * @param {object} [context] The context model that an entropy-coded file names, as `readContext` gives it.
  * @returns {{header: object, channels: Int32Array[], frames: number}} For each channel `frames * pairs` indices, frame
  *     by frame; `header.numSamples` is never null.
  * @throws {Error} If it is damaged, or of a kind that is not read here; the message goes on behind the file's name.
  */
-export function readQ2d(bytes) {
+export function readQ2d(bytes, context = null) {
   const file = new Bytes(bytes);
   const header = readHeader(file);
-  check(header.payload !== ROBUST, "has a robust payload: this page reads packed ones (q2d2 encode --payload packed)");
+  check(header.payload !== ROBUST, "has a robust payload: this page reads the others (q2d2 encode without --robust)");
   const codebook = header.sizes.reduce((product, size) => product * BigInt(size), 1n);
   const group = groupSize(codebook);
   const pieces = Array.from({ length: header.channels }, () => []);
@@ -172,12 +186,20 @@ export function readQ2d(bytes) {
     if (type >= 0x80) continue; // parity, tags, and what may come
     check(type >= 0x10 && type <= 0x13, "has a block that this reader does not know");
     check(number === blocks++ && !short, "is damaged: blocks are missing");
-    check(header.payload === PACKED || type & 2, "is entropy coded: this page reads packed ones (q2d2 encode --payload packed)");
+    const coded = header.payload === CODED && !(type & 2);
+    if (coded) checkContext(header, context);
     short = Boolean(type & 1);
     const count = short ? payload.varint() : header.framesPerBlock;
     const rest = bits(codebook ** BigInt(count % group));
     const size = Math.ceil((Math.floor(count / group) * bits(codebook ** BigInt(group)) + rest) / 8);
-    for (const channel of pieces) channel.push(unpack(payload.take(size), count, header.sizes, group));
+    check(size * header.channels <= MAX_PAYLOAD, "is damaged: a block is larger than a block can be");
+    if (coded) {
+      const rest = payload.take(payload.bytes.length - payload.at);
+      check(rest.length <= size * header.channels, "is damaged: a block is too long");
+      decodeBlock(rest, count, header.channels, context).forEach((found, channel) => pieces[channel].push(found));
+    } else {
+      for (const channel of pieces) channel.push(unpack(payload.take(size), count, header.sizes, group));
+    }
     check(payload.at === payload.bytes.length, "is damaged: a block is too long");
     frames += count;
   }

@@ -10,7 +10,7 @@ import typer
 
 from q2d2cli.cli.common import Device, Force, Limit, Quiet, Texts, named, voice
 from q2d2cli.errors import UsageError
-from q2d2cli.files import check_output, make_folder, refuse_device
+from q2d2cli.files import refuse_device
 
 CARD_METRICS = "distillmos,wer,speaker,visqol,pesq,stoi,dnsmos,mel,lines"
 """What a model card has, as far as it can be computed; the first four are no model's loss."""
@@ -42,7 +42,8 @@ def export(
         typer.Option("--test", help="Audio of speakers never trained on, to measure with.", show_default=False),
     ] = None,
     onnx: Annotated[
-        bool, typer.Option("--onnx", help="Write encoder.onnx and decoder.onnx of a model, and nothing else.")
+        bool,
+        typer.Option("--onnx", help="Write a model's encoder.onnx, decoder.onnx and context.safetensors alone."),
     ] = False,
     name: Annotated[
         str | None,
@@ -152,18 +153,12 @@ def export(
 
 
 def export_onnx(name: str, folder: Path, force: bool, quiet: bool) -> int:
-    """Write a model's two graphs."""
+    """Write a model's two graphs, and its context model beside them."""
     from q2d2cli.checkpoints import find
-    from q2d2cli.runtimes.graph import PARTS, build, file_name, write
+    from q2d2cli.runtimes.graph import export_folder
 
     checkpoint = find(name)
-    graphs = {part: build(checkpoint, part) for part in PARTS}
-    make_folder(folder)
-    for part in PARTS:
-        check_output(folder / file_name(part), force)
-    for part, content in graphs.items():
-        path = write(content, folder, part)
+    for path in export_folder(checkpoint, folder, force):
         if not quiet:
-            size = len(content) / 1e6
-            print(f"{path}: {size:.1f} MB, {part} of {checkpoint.config.name}", file=sys.stderr)
+            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, of {checkpoint.config.name}", file=sys.stderr)
     return 0

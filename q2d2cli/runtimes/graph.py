@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from q2d2cli.checkpoints import WEIGHTS_NAME, Checkpoint, joined
+from q2d2cli.checkpoints import CONTEXT_NAME, WEIGHTS_NAME, Checkpoint, joined
+from q2d2cli.container.coding import library
 from q2d2cli.errors import Q2D2Error, UsageError
-from q2d2cli.files import atomic_output, make_folder
+from q2d2cli.files import atomic_output, check_output, make_folder
 from q2d2cli.models.config import ModelConfig, SpectralEncoderConfig, VocosDecoderConfig
 from q2d2cli.quantizers import geometry
 from q2d2cli.quantizers.spec import BOUND_MARGIN
@@ -108,6 +109,27 @@ def write(content: bytes, folder: Path, part: Part) -> Path:
     with atomic_output(path) as file:
         file.write(content)
     return path
+
+
+def export_folder(checkpoint: Checkpoint, folder: Path, overwrite: bool) -> list[Path]:
+    """Write what codes files elsewhere: both graphs, and the context model if the model has one. The paths of them.
+
+    Raises:
+        UsageError: as `build`, and if a file is there and not to be overwritten.
+        Q2D2Error: as `build`, if the context model is damaged, or if writing fails.
+    """
+    contents = {file_name(part): build(checkpoint, part) for part in PARTS}
+    make_folder(folder)
+    beside_weights = folder.resolve() == checkpoint.folder.resolve()
+    if not beside_weights and library.open_folder(checkpoint.folder, checkpoint.fingerprint()) is not None:
+        contents[CONTEXT_NAME] = (checkpoint.folder / CONTEXT_NAME).read_bytes()
+    paths = [folder / name for name in contents]
+    for path in paths:
+        check_output(path, overwrite)
+    for path, content in zip(paths, contents.values(), strict=True):
+        with atomic_output(path) as file:
+            file.write(content)
+    return paths
 
 
 def file_name(part: Part) -> str:
