@@ -70,6 +70,7 @@ PLACES = {
     "export model": ("export", "tiny", "@", "--test", "refs"),
     "export test": ("export", "tiny", "model", "--test", "@"),
     "export notes": ("export", "tiny", "model", "--test", "refs", "--notes", "@"),
+    "export texts": ("export", "tiny", "model", "--test", "refs", "--texts", "@"),
     "export onnx model": ("export", "--onnx", "@", "graphs"),
     "export onnx folder": ("export", "--onnx", "tiny", "@"),
     "models import checkpoint": ("models", "import", "@", "-c", "config.yaml", "mine"),

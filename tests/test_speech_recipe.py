@@ -123,6 +123,54 @@ def test_voices_of_each_part_are_mixed_of_its_own(tmp_path: Path) -> None:
     assert {voice.language for voice in made} == {"en-us", "en-gb"}
 
 
+class Hum:
+    """In place of Kokoro, which tests cannot fetch: three seconds that hang on text, voice and speed alone."""
+
+    styles = dict.fromkeys(["af_one", "am_two", *synthesize.BASES["test"], *synthesize.BASES["valid"]])
+    left = 10**9
+    """Clips until it is stopped."""
+
+    def __init__(self, folder: Path) -> None:
+        assert folder.is_dir()
+
+    def say(self, text: str, voice: synthesize.Voice, speed: float) -> np.ndarray:
+        if not Hum.left:
+            raise KeyboardInterrupt
+        Hum.left -= 1
+        pitch = 100 + len(text) + 50 * speed + len(voice.weights)
+        return np.sin(2 * np.pi * pitch * np.arange(3 * 24_000) / 24_000).astype(np.float32)
+
+
+def test_generated_speech_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = tmp_path / "packages"
+    (packages / "fortunes").mkdir(parents=True)
+    sayings = [f"The {word} never came back to the harbour in that year." for word in "abcdefghijklmnopqrstuvwxyz"]
+    (packages / "fortunes/all.u8").write_text("\n%\n".join(sayings))
+    monkeypatch.setattr(synthesize, "fetch", lambda folder: None)
+    monkeypatch.setattr(synthesize, "Speaker", Hum)
+
+    def make(out: Path) -> dict[str, bytes]:
+        command = ["synthesize.py", out, "--packages", packages, "--hours", "0.01"]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in command])
+        assert synthesize.main() == 0
+        return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+    whole = make(tmp_path / "whole")
+    assert sum(name.endswith(".opus") for name in whole) == 12
+    stopped = tmp_path / "stopped"
+    monkeypatch.setattr(Hum, "left", 5)
+    with pytest.raises(KeyboardInterrupt):
+        make(stopped)
+    meta = stopped / "meta-0.jsonl"
+    meta.write_text(meta.read_text()[:-20])  # as a stop in the middle of a line leaves it
+    monkeypatch.setattr(Hum, "left", 8)  # those of the five stay but the one whose line is cut
+    again = make(stopped)
+    assert again.keys() == whole.keys()
+    assert again["meta-0.jsonl"] == whole["meta-0.jsonl"]
+    for name in whole.keys() - {"meta-0.jsonl"}:
+        assert np.array_equal(*(soundfile.read(folder / name)[0] for folder in (stopped, tmp_path / "whole")))
+
+
 def test_a_model_joins_the_curve_with_what_its_runs_heard(
     tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
