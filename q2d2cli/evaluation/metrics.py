@@ -19,6 +19,7 @@ from q2d2cli.audio import Resampler
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.evaluation.judges import SPEECH_RATE, distillmos, speaker, visqol
 from q2d2cli.evaluation.recognizer import (
+    BEAM,
     RECOGNIZER_VARIABLE,
     WEIGHTS_NAME,
     load_recognizer,
@@ -380,7 +381,7 @@ def basis(name: str, text: str | None) -> str:
         parts.append(file_stamp(weights))
     if metric.takes_text:
         recognizer = recognizer_name()
-        parts += [recognizer, file_stamp(recognizer_folder(recognizer) / WEIGHTS_NAME)]
+        parts += [recognizer, file_stamp(recognizer_folder(recognizer) / WEIGHTS_NAME), f"beam {BEAM}"]
         parts.append("heard" if text is None else hashlib.sha256(text.encode()).hexdigest()[:16])
     return " ".join(parts)
 
