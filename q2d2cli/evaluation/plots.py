@@ -131,6 +131,8 @@ def channel_quality(result: dict[str, Any]) -> Figure | None:
                     for c in codecs
                     if c["channel"]["model"] == model and c["channel"]["payload"] == payload
                 ]
+                if not points:
+                    continue
                 label = f"{model}, {payload}"
                 axis.plot(*zip(*points, strict=True), line, marker=marker, color=colour, markersize=5, label=label)
             if model in clean and (mean := clean[model][metric]["mean"]) is not None:
