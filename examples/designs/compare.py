@@ -26,12 +26,11 @@ import yaml
 
 from q2d2cli import Codec
 from q2d2cli.audio import audio_files, read_mono
-from q2d2cli.cli.common import voice
 from q2d2cli.container.coding import library
 from q2d2cli.evaluation.clips import Clip, choose_clips, spread
 from q2d2cli.evaluation.codecs import CHANNEL_MARK, Q2D2Subject, over_channel
-from q2d2cli.evaluation.compare import compare
-from q2d2cli.evaluation.scoring import ScoringPlan
+from q2d2cli.evaluation.scoring import ScoreRow, ScoringPlan, score_all
+from q2d2cli.evaluation.summary import sum_up
 from q2d2cli.files import atomic_output
 from q2d2cli.training.config import LOG_NAME, TrainConfig
 from q2d2cli.training.context import count_tables, gather, train_network
@@ -160,15 +159,20 @@ def coded_bits(model: Path, audio: Path, clips: Sequence[Clip]) -> dict[str, flo
     return found
 
 
-def scores(specs: Sequence[str], metrics: Sequence[str], clips: Sequence[Clip]) -> dict[str, Any]:
-    """As `q2d2 eval`."""
-    return compare(ScoringPlan(tuple(specs), None, tuple(metrics), "cpu"), clips, voice(True), jobs=1)
+def scores(
+    specs: Sequence[str], metrics: Sequence[str], clips: Sequence[Clip]
+) -> tuple[dict[str, Any], list[ScoreRow]]:
+    """What `q2d2 eval` tells, and the scores of each clip."""
+    plan = ScoringPlan(tuple(specs), None, tuple(metrics), "cpu")
+    subjects = plan.open()
+    found, skipped = score_all(plan, subjects, clips)
+    return sum_up(plan, subjects, found, skipped), found
 
 
 def measured(config: TrainConfig, out: Path, clips: Sequence[Clip]) -> dict[str, Any]:
     """The entry of a trained design."""
     folder, spec = out / config.model.name, config.model.quantizer.spec()
-    result = scores([f"q2d2:{folder / 'best'}"], METRICS, clips)
+    result, found = scores([f"q2d2:{folder / 'best'}"], METRICS, clips)
     codec = result["codecs"][0]
     log = [json.loads(line) for line in (folder / LOG_NAME).read_text("utf-8").splitlines()]
     return {
@@ -182,6 +186,7 @@ def measured(config: TrainConfig, out: Path, clips: Sequence[Clip]) -> dict[str,
         "clips": result["files"],
         "clip_minutes": result["minutes"],
         "scores": {name: codec["datasets"]["all"][name] for name in METRICS},
+        "each": {name: [None if (v := r["scores"][name]) is None else round(v, 4) for r in found] for name in METRICS},
         "pair_entropy": codec["pair_entropy"],
         "pair_utilization": codec["pair_utilization"],
         "coded": coded_bits(folder / "best", out / "audio", clips),
@@ -193,7 +198,7 @@ def over(names: Sequence[str], out: Path, clips: Sequence[Clip]) -> dict[str, An
     """Models over a noisy channel, as `q2d2 eval --channel`, each index in bits of its own."""
     specs = [f"q2d2:{out / name / 'best'}" for name in names]
     robust = [spec for spec in over_channel(specs, CHANNEL) if spec.split(CHANNEL_MARK)[1] == "robust"]
-    result = scores([*specs, *robust], ("pesq", "stoi"), few(clips, CHANNEL_CLIPS))
+    result, _ = scores([*specs, *robust], ("pesq", "stoi"), few(clips, CHANNEL_CLIPS))
     kept = [
         {key: codec[key] for key in ("name", "channel") if key in codec}
         | {"datasets": {"all": codec["datasets"]["all"]}}
@@ -208,7 +213,7 @@ def words(done: dict[str, Any], out: Path, clips: Sequence[Clip]) -> None:
     missing = [name for name in missing if (out / name / "best").is_dir()]
     if missing:
         specs = [f"q2d2:{out / name / 'best'}" for name in missing]
-        for name, codec in zip(missing, scores(specs, ("wer",), clips)["codecs"], strict=True):
+        for name, codec in zip(missing, scores(specs, ("wer",), clips)[0]["codecs"], strict=True):
             done["designs"][name]["scores"]["wer"] = codec["datasets"]["all"]["wer"]
 
 

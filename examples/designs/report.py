@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q2d2cli.evaluation.plots import COLOURS, INK, MARKERS, channel_quality, new_figure, to_svg
+from q2d2cli.evaluation.statistics import summarize
 from q2d2cli.files import atomic_output
 
 if TYPE_CHECKING:
@@ -25,11 +26,17 @@ KINDS = ("rhombic", "rectangular", "hexagonal", "fsq", "vq", "rvq")
 TITLES = {3: "3 kbit/s", 1: "1 kbit/s"}
 
 
-def value(score: dict[str, Any] | None, digits: int) -> str:
+def value(score: dict[str, Any] | None, digits: int, sign: str = "") -> str:
     """A mean and its 95% interval."""
     if score is None or score["mean"] is None:
         return ""
-    return f"{score['mean']:.{digits}f} ± {score['interval95'] or 0:.{digits}f}"
+    return f"{score['mean']:{sign}.{digits}f} ± {score['interval95'] or 0:.{digits}f}"
+
+
+def beside(entry: dict[str, Any], first: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Mean difference to the first design on the same clips, and its interval."""
+    pairs = zip(entry["each"][metric], first["each"][metric], strict=True)
+    return summarize(None if a is None or b is None else a - b for a, b in pairs)
 
 
 def group(done: dict[str, Any], rate: int) -> dict[str, Any]:
@@ -54,7 +61,8 @@ def table(entries: dict[str, Any]) -> list[str]:
     """The designs of one bit rate."""
     words = any("wer" in entry["scores"] for entry in entries.values())
     heads = ["design", "levels", "bits a frame", "kbit/s", "entropies", "tables", "recurrent", "used", "mel"]
-    heads += ["PESQ", "STOI", *["WER, %"] * words]
+    heads += ["PESQ", "beside the first", "STOI", "beside the first", *["WER, %"] * words]
+    first = next(iter(entries.values()))
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, entry in entries.items():
         scores, coded = entry["scores"], entry["coded"]
@@ -62,7 +70,10 @@ def table(entries: dict[str, Any]) -> list[str]:
         spent = (entry["bits"], sum(entry["pair_entropy"]), coded["static"], coded["recurrent"])
         cells += [f"{bits * entry['frames_per_second'] / 1000:.2f}" for bits in spent]
         cells += [f"{100 * sum(entry['pair_utilization']) / len(entry['pair_utilization']):.0f}%"]
-        cells += [value(scores["mel"], 3), value(scores["pesq"], 3), value(scores["stoi"], 3)]
+        cells.append(f"{scores['mel']['mean']:.3f}")
+        for metric in ("pesq", "stoi"):
+            difference = "" if entry is first else value(beside(entry, first, metric), 3, "+")
+            cells += [f"{scores[metric]['mean']:.3f}", difference]
         cells += [value(scores.get("wer"), 0)] * words
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -95,21 +106,20 @@ def channel_table(channel: dict[str, Any]) -> list[str]:
 
 
 def picture(entries: dict[str, Any]) -> Figure:
-    """PESQ and STOI with intervals, and coded bits beside those of the grid: a line for each design."""
+    """PESQ and STOI, with intervals of the difference to the first design, and coded bits beside those of the grid."""
     figure, axes = new_figure(3.4, 1.0 + 0.3 * len(entries), 3)
-    names = list(entries)
+    names, first = list(entries), next(iter(entries.values()))
     for place, entry in enumerate(entries.values()):
         kind = KINDS.index(entry["kind"])
         for axis, metric in zip(axes, ("pesq", "stoi"), strict=False):
-            score = entry["scores"][metric]
             axis.errorbar(
-                score["mean"],
+                entry["scores"][metric]["mean"],
                 place,
-                xerr=score["interval95"] or 0.0,
+                xerr=beside(entry, first, metric)["interval95"] or 0.0,
                 fmt=MARKERS[kind],
                 color=COLOURS[kind],
                 markersize=6,
-                capsize=3,
+                capsize=3 if place else 0,
             )
         bits = axes[2]
         share = entry["frames_per_second"] / 1000
@@ -118,6 +128,8 @@ def picture(entries: dict[str, Any]) -> Figure:
         )
         bits.plot(share * entry["coded"]["recurrent"], place, MARKERS[kind], color=COLOURS[kind], markersize=6)
         bits.plot(share * entry["bits"], place, "|", color=INK, markersize=9)
+    for axis, metric in zip(axes, ("pesq", "stoi"), strict=False):
+        axis.axvline(first["scores"][metric]["mean"], color=INK, alpha=0.25, linewidth=1)
     for number, (axis, label) in enumerate(zip(axes, ("PESQ", "STOI", "kbit/s, coded and not (bar)"), strict=True)):
         axis.set_yticks(range(len(names)), names if number == 0 else [""] * len(names))
         axis.set_ylim(len(names) - 0.5, -0.5)
