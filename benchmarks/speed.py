@@ -34,7 +34,7 @@ from q2d2cli.audio import read_mono
 from q2d2cli.errors import Q2D2Error
 from q2d2cli.evaluation.codecs import Q2D2Subject, ToolSubject
 from q2d2cli.evaluation.peers import Dac, Encodec, Mimi, Snac
-from q2d2cli.evaluation.plots import COLOURS, INK, new_figure, to_svg
+from q2d2cli.evaluation.plots import COLOURS, INK, MARKERS, new_figure, to_svg
 from q2d2cli.evaluation.speed import peak_memory
 from q2d2cli.evaluation.subjects import CodecSubject
 
@@ -43,6 +43,7 @@ CLIP = Path(__file__).resolve().parent.parent / "examples" / "librivox.wav"
 REFERENCE = "encodec"
 BATCH, BATCH_SECONDS = 16, 2
 FILES, FILE_SECONDS = 8, 10
+PARTS = ("encode", "decode")
 STARTS = {
     "import torch": ["-c", "import torch"],
     "q2d2 --version": ["-m", "q2d2cli", "--version"],
@@ -238,16 +239,22 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def picture(result: dict[str, Any]) -> str:
-    """Encoding and decoding of every codec as bars, a panel for each clip and number of threads, as SVG."""
+    """Encoding and decoding of every codec as dots, a panel for each clip and number of threads, as SVG."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
     panels = sorted({(row["threads"], row["seconds"]) for row in result["clips"]})
     figure, axes = new_figure(3.2, 2.8, len(panels))
+    found = [np.log10(row[part]) for row in result["clips"] for part in PARTS]
     for axis, (threads, seconds) in zip(axes, panels, strict=True):
         rows = [row for row in result["clips"] if (row["threads"], row["seconds"]) == (threads, seconds)][::-1]
-        places = np.arange(len(rows))
-        for number, part in enumerate(("encode", "decode")):
-            axis.barh(places + 0.2 - 0.4 * number, [row[part] for row in rows], 0.4, color=COLOURS[number], label=part)
-        axis.set_yticks(places, [row["codec"] for row in rows])
+        for part, marker, colour in zip(PARTS, MARKERS, COLOURS, strict=False):
+            axis.plot([row[part] for row in rows], range(len(rows)), marker, color=colour, label=part)
+        axis.set_yticks(range(len(rows)), [row["codec"] for row in rows])
         axis.set_xscale("log")
+        # The same scale everywhere, from one power of ten to another.
+        axis.set_xlim(10 ** np.floor(min(found)), 10 ** np.ceil(max(found)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("seconds of work per second")
         axis.set_title(f"{seconds:g} s, {threads} thread{'s' if threads > 1 else ''}", fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
@@ -261,7 +268,7 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, default=CLIP, help="audio, repeated where it is too short")
     parser.add_argument("--seconds", default="1,10,60", help="lengths of clips, with commas between")
     parser.add_argument("--threads", default="1,2", help="numbers of threads")
-    parser.add_argument("--rounds", type=int, default=5, help="of everything; the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="of everything; the median counts")
     parser.add_argument("--out", type=Path, help="folder for speed.md, speed.json and speed.svg")
     arguments = parser.parse_args()
     own = [checkpoint.config.name for checkpoint in checkpoints.available()]

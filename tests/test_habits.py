@@ -122,7 +122,7 @@ def test_test_decodes_and_writes_nothing(run: Run, recordings: Path, payload: tu
 
 
 def test_verify_passes_what_is_right(run: Run, recordings: Path) -> None:
-    for number, more in enumerate([(), ("--robust",), ("--effort", "1"), ("--live",)]):
+    for number, more in enumerate([(), ("--robust",), ("--effort", "1", "--runtime", "torch"), ("--live",)]):
         result = run("encode", "--verify", *more, "in/a.wav", f"{number}.q2d")
         assert result.returncode == 0, result.stderr
     result = run("encode", "--verify", "-", "piped.q2d", stdin=(recordings / "a.wav").read_bytes())

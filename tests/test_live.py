@@ -185,7 +185,7 @@ def test_impossible_blocks_are_refused(tiny_codec: Codec, block: float) -> None:
 def test_options_that_do_not_go_together(run: Run, tiny: Path) -> None:
     for options, words in (
         (["--block", "1"], "give that, too"),
-        (["--live", "--effort", "1"], "cannot wait for a search"),
+        (["--live", "--effort", "1", "--runtime", "torch"], "cannot wait for a search"),
         (["--live", "--block", "0"], "more than 0"),
     ):
         result = run("encode", CLIP, "out.q2d", "-m", str(tiny), *options)

@@ -27,6 +27,8 @@ from q2d2cli.training.scores import measure
 from q2d2cli.transcode import encode_file
 
 RATE = 24_000
+TORCH = ("--runtime", "torch")
+"""A search needs gradients, whatever $Q2D2_RUNTIME says."""
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +165,7 @@ def test_lambda_on_the_command_line(run: Run, picky: Path, tmp_path: Path, voice
     source, target, cheap = tmp_path / "a.wav", tmp_path / "a.q2d", {}
     soundfile.write(source, voice[: RATE // 2], RATE)
     for weight in ("0", "100"):
-        done = run("encode", source, target, "-m", picky, "--force", "--effort", "3", "--lambda", weight)
+        done = run("encode", source, target, "-m", picky, "--force", *TORCH, "--effort", "3", "--lambda", weight)
         assert done.returncode == 0, done.stderr
         cheap[weight] = (Tokens.load(target).indices % 3 == 0).double().mean()
     assert cheap["100"] > cheap["0"] + 0.1
@@ -182,7 +184,7 @@ def test_lambda_that_cannot_be(run: Run, picky: Path, tiny: Path, tmp_path: Path
         (("--effort", "2", "--lambda", "1", "--model", tiny), "saves nothing in a packed payload"),
         (("--effort", "2", "--lambda", "1", "--robust"), "saves nothing in a robust payload"),
     ):
-        done = run("encode", folder, "--out-dir", tmp_path / "out", "--model", picky, *options)
+        done = run("encode", folder, "--out-dir", tmp_path / "out", "--model", picky, *TORCH, *options)
         assert (done.returncode, done.stderr.decode().count("\n")) == (2, 1), done.stderr
         assert words in done.stderr.decode()
     assert not list((tmp_path / "out").glob("*"))
@@ -199,9 +201,11 @@ def test_errors(tiny_codec: Codec, voice: np.ndarray) -> None:
 def test_a_missing_package_is_named() -> None:
     code = (
         "import sys; sys.modules['torch_pesq'] = None\n"
-        "from q2d2cli.__main__ import main; sys.argv[1:] = ['encode', sys.argv[1], '-', '--effort', '1']; main()"
+        "from q2d2cli.__main__ import main\n"
+        "sys.argv[1:] = ['encode', sys.argv[1], '-', '--effort', '1', *sys.argv[2:]]; main()"
     )
-    result = subprocess.run([sys.executable, "-c", code, CLIP], cwd=ROOT, capture_output=True, text=True, check=False)
+    parts = [sys.executable, "-c", code, CLIP, *TORCH]
+    result = subprocess.run(parts, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     lines = result.stderr.strip().splitlines()
     assert lines == ["q2d2: an effort above 0 needs torch_pesq: pip install 'q2d2[search]'"]
@@ -211,13 +215,13 @@ def test_a_missing_package_is_named() -> None:
 def test_the_command(run: Run, tiny: Path, tmp_path: Path, voice: np.ndarray) -> None:
     source, target = tmp_path / "voice.wav", tmp_path / "voice.q2d"
     soundfile.write(source, voice[:RATE], RATE)
-    done = run("encode", source, target, "--model", tiny, "--effort", "2", "--json")
+    done = run("encode", source, target, "--model", tiny, *TORCH, "--effort", "2", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["frames"] == 500
     searched = Tokens.load(target)
-    assert run("encode", source, target, "--model", tiny, "--force").returncode == 0
+    assert run("encode", source, target, "--model", tiny, *TORCH, "--force").returncode == 0
     assert not torch.equal(searched.indices, Tokens.load(target).indices)
-    assert run("encode", source, target, "--effort", "-1", "--force").returncode == 2
+    assert run("encode", source, target, *TORCH, "--effort", "-1", "--force").returncode == 2
 
 
 def test_progress_tells_of_every_round(tiny_codec: Codec, tmp_path: Path, voice: np.ndarray) -> None:
