@@ -68,12 +68,9 @@ class Coder:
         """
         check_runtime(runtime, device)
         checkpoint = checkpoints.find(str(name))
-        fingerprint, lender = checkpoint.fingerprint(), checkpoint.lender
-        if lender is None:
-            context = library.open_folder(checkpoint.folder, fingerprint)
-        else:
-            context = library.find_for(lender.fingerprint)
-        return cls(open_network(checkpoint, device, runtime), fingerprint, context, lender)
+        context = library.open_for(checkpoint)
+        network = open_network(checkpoint, device, runtime)
+        return cls(network, checkpoint.fingerprint(), context, checkpoint.lender)
 
     @property
     def sample_rate(self) -> int:

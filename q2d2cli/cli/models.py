@@ -68,14 +68,10 @@ def list_models(as_json: Json = False) -> int:
 
 def context_of(checkpoint: Checkpoint) -> str | None:
     """Fingerprint of a model's context model for entropy coding; None if it has none for its weights."""
-    from q2d2cli.container.coding.library import find_for, open_folder
+    from q2d2cli.container.coding.library import open_for
 
-    lender = checkpoint.lender
     try:
-        if lender is None:
-            model = open_folder(checkpoint.folder, checkpoint.fingerprint())
-        else:
-            model = find_for(lender.fingerprint)
+        model = open_for(checkpoint)
     except Q2D2Error as error:
         report(error)
         return None

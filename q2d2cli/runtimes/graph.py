@@ -121,8 +121,8 @@ def export_folder(checkpoint: Checkpoint, folder: Path, overwrite: bool) -> list
     contents = {file_name(part): build(checkpoint, part) for part in PARTS}
     make_folder(folder)
     beside_weights = folder.resolve() == checkpoint.folder.resolve()
-    if not beside_weights and library.open_folder(checkpoint.folder, checkpoint.fingerprint()) is not None:
-        contents[CONTEXT_NAME] = (checkpoint.folder / CONTEXT_NAME).read_bytes()
+    if not beside_weights and library.open_for(checkpoint) is not None:
+        contents[CONTEXT_NAME] = (checkpoint.whole().folder / CONTEXT_NAME).read_bytes()
     paths = [folder / name for name in contents]
     for path in paths:
         check_output(path, overwrite)

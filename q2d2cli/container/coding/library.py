@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from q2d2cli.checkpoints import CONTEXT_NAME, FINGERPRINT_BYTES, model_folders
+from q2d2cli.checkpoints import CONTEXT_NAME, FINGERPRINT_BYTES, Checkpoint, model_folders
 from q2d2cli.container.coding.context import ContextModel
 from q2d2cli.container.coding.recurrent import RecurrentModel
 from q2d2cli.container.coding.tables import TableModel
@@ -102,6 +102,17 @@ def open_folder(folder: Path, weights: bytes) -> ContextModel | None:
     if folder not in _folders:
         _folders.append(folder)
     return model if model.weights == weights else None
+
+
+def open_for(checkpoint: Checkpoint) -> ContextModel | None:
+    """The context model for a model's tokens: the one in its folder, or a student's lender's; None if there is none.
+
+    Raises:
+        Q2D2Error: if it is damaged.
+    """
+    if checkpoint.lender is None:
+        return open_folder(checkpoint.folder, checkpoint.fingerprint())
+    return find_for(checkpoint.lender.fingerprint)
 
 
 def find(fingerprint: bytes, name: str) -> ContextModel:
