@@ -497,13 +497,12 @@ def test_files_with_nan_and_empty_files_are_named(tmp_path: Path, kind: type[Fil
         kind(tmp_path, 24_000)
 
 
+LOSSES = ("mel", "stft", "d", "adv", "fm", "rate_bits", "rate_weight")
+
+
 def entries(folder: Path) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {
-        line["step"]: {k: line[k] for k in ("mel", "stft", "d", "adv", "fm") if k in line}
-        for line in lines
-        if "mel" in line
-    }
+    return {line["step"]: {k: line[k] for k in LOSSES if k in line} for line in lines if "mel" in line}
 
 
 @pytest.mark.slow
@@ -511,6 +510,7 @@ def test_two_processes_are_one_with_twice_the_batch(config: Path, tmp_path: Path
     (tmp_path / "data" / "broken.wav").unlink()
     # A low learning rate: a code that float noise flips must not send the runs different ways.
     slow = ["optim.lr=1e-4", "optim.muon_lr=1e-4", "bf16=false", "steps=16", "log_every=2", "discriminator.start=0.25"]
+    slow += ["loss.rate=0.01", "loss.rate_bits=4"]
     common = ["train", "-c", config, "--device", "cpu", *(word for setting in slow for word in ("--set", setting))]
     single = ["-m", "q2d2cli", *common, "-o", tmp_path / "one", "--set", "optim.batch_size=4"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "q2d2cli"]
@@ -526,7 +526,7 @@ def test_two_processes_are_one_with_twice_the_batch(config: Path, tmp_path: Path
         assert result.returncode == 0, result.stderr.decode()
     one, two = entries(tmp_path / "one"), entries(tmp_path / "two")
     assert list(one) == list(two) == list(range(2, 17, 2))
-    assert "fm" in one[16]
+    assert {"fm", "rate_bits", "rate_weight"} <= one[16].keys()
     for step, losses in one.items():
         assert losses == pytest.approx(two[step], rel=2e-3), step
 
