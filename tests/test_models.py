@@ -103,6 +103,7 @@ def test_packed_weights_follow_the_weights() -> None:
         with torch.inference_mode():
             expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
             torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(layer.gelu(x), torch.nn.functional.gelu(expected), rtol=1e-4, atol=1e-5)
 
     check()
     optimizer = torch.optim.SGD(layer.parameters(), 1.0)

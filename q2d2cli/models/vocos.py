@@ -90,7 +90,9 @@ class InverseStftHead(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             log_magnitude, phase = y.float().chunk(2, dim=-1)
             magnitude = torch.exp(log_magnitude).clamp(max=VocosDecoderConfig.max_magnitude)
-            frames = torch.fft.irfft(torch.polar(magnitude, phase), self.n_fft) * self.window
+            # `torch.polar` takes three times as long.
+            spectrum = torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
+            frames = torch.fft.irfft(spectrum, self.n_fft) * self.window
             envelope = self.window.square().expand(1, x.shape[1], -1)
             return self.overlap_add(frames) / self.overlap_add(envelope)
 
