@@ -121,13 +121,11 @@ def picture(entries: dict[str, Any]) -> Figure:
                 markersize=6,
                 capsize=3 if place else 0,
             )
-        bits = axes[2]
         share = entry["frames_per_second"] / 1000
-        bits.plot(
-            [share * entry["coded"]["recurrent"], share * entry["bits"]], [place] * 2, color=COLOURS[kind], alpha=0.4
-        )
-        bits.plot(share * entry["coded"]["recurrent"], place, MARKERS[kind], color=COLOURS[kind], markersize=6)
-        bits.plot(share * entry["bits"], place, "|", color=INK, markersize=9)
+        coded, full = share * min(entry["coded"].values()), share * entry["bits"]
+        axes[2].plot([coded, full], [place] * 2, color=COLOURS[kind], alpha=0.4)
+        axes[2].plot(coded, place, MARKERS[kind], color=COLOURS[kind], markersize=6)
+        axes[2].plot(full, place, "|", color=INK, markersize=9)
     for axis, metric in zip(axes, ("pesq", "stoi"), strict=False):
         axis.axvline(first["scores"][metric]["mean"], color=INK, alpha=0.25, linewidth=1)
     for number, (axis, label) in enumerate(zip(axes, ("PESQ", "STOI", "kbit/s, coded and not (bar)"), strict=True)):
