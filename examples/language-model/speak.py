@@ -35,8 +35,10 @@ def main() -> None:
         metavar="N",
         help="say N texts that it has not learned; how many of the words does Whisper hear?",
     )
-    parser.add_argument("--seconds", type=float, default=9.0, help="at most")
-    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--seconds", type=float, default=15.0, help="at most")
+    parser.add_argument(
+        "--temperature", type=float, help="of drawing ids: 0.3 with a text, 0.9 without, if none is given"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--codec", help="folder of the codec's model, if it is not one that comes along")
     given = parser.parse_args()
@@ -51,9 +53,10 @@ def main() -> None:
     codec = Codec.from_pretrained(given.codec or model.config.audio["model"], device="cpu")
     frames = round(given.seconds * codec.frame_rate)
     voice = given.voice or about["voice"]
+    temperature = given.temperature or (0.3 if model.config.text else 0.9)
 
     def spoken(text: str | None, seed: int) -> np.ndarray:
-        return decoded(codec, model.config.audio, model.sample(text or "", frames, given.temperature, seed, voice))
+        return decoded(codec, model.config.audio, model.sample(text or "", frames, temperature, seed, voice))
 
     if given.check is None:
         audio = spoken(given.say, given.seed)
@@ -61,7 +64,7 @@ def main() -> None:
         print(f"{given.out}: {len(audio) / codec.sample_rate:.2f} s")
         return
     rows = [row for row in read_tokens(Path(about["tokens"]))[1] if row["id"].startswith(about["held_out"])]
-    rows = [row for row in rows if row["text"] and row["duration"] <= given.seconds]
+    rows = [row for row in rows if row["text"] and row["duration"] <= 9]
     rows = rows[:: max(1, len(rows) // given.check)][: given.check]
     said, copied = Heard(codec.sample_rate), Heard(codec.sample_rate)
     for number, row in enumerate(rows):
