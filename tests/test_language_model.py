@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,10 +32,15 @@ def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["none", "letters"])
 def test_a_tiny_model_learns_and_speaks(
-    call: Run, tmp_path: Path, tiny: Path, clip: tuple[np.ndarray, int], text: str
+    call: Run,
+    tmp_path: Path,
+    tiny: Path,
+    clip: tuple[np.ndarray, int],
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clips = write_clips(tmp_path / "voices", clip[0], 40)
-    lines = [json.dumps({"file": f"{name}.wav", "text": name}) for name in clips]
+    lines = [json.dumps({"file": f"{name}.wav", "text": f"voice {name[0]}"}) for name in clips]
     (tmp_path / "voices" / "meta-0.jsonl").write_text("\n".join(lines))
     tokens, trained, wav = tmp_path / "tokens", tmp_path / "run", tmp_path / "out.wav"
     assert call("tokenize", tmp_path / "voices" / "meta-0.jsonl", "--out", tokens, "--model", tiny).returncode == 0
@@ -58,7 +64,15 @@ def test_a_tiny_model_learns_and_speaks(
     assert rate == 24_000
     assert 0 < len(audio) <= 0.05 * rate
     assert np.isfinite(audio).all()
-    assert script("speak.py", trained, wav, *([] if option else ["--say", "no"])).returncode == 2
+    if text == "none":
+        assert script("speak.py", trained, wav, "--say", "no").returncode == 2
+        return
+    monkeypatch.setenv("Q2D2_RECOGNIZER", "tiny.en")
+    checked = script("speak.py", trained, "--codec", tiny, "--check", "1")
+    assert checked.returncode == 0, checked.stderr
+    said, copied = checked.stdout.splitlines()[-2:]
+    assert re.match(r"said: \d+ of 2 words heard right, word error rate ", said)
+    assert re.match(r"decoded from the recordings' tokens: \d+ of 2 words heard right, ", copied)
 
 
 def test_clips_without_texts(call: Run, tmp_path: Path, tiny: Path, clip: tuple[np.ndarray, int]) -> None:

@@ -19,9 +19,12 @@ def spell(texts: list[str], phonemes: bool) -> list[str]:
     """Texts in symbols: small letters and punctuation, or English phonemes as espeak-ng has them."""
     plain = [re.sub(r"\s*--+\s*", ", ", " ".join(text.split())) for text in texts]
     if phonemes:
-        import espeakng_loader
-        from phonemizer import phonemize
-        from phonemizer.backend.espeak.wrapper import EspeakWrapper
+        try:
+            import espeakng_loader
+            from phonemizer import phonemize
+            from phonemizer.backend.espeak.wrapper import EspeakWrapper
+        except ImportError as error:
+            raise SystemExit("phonemes need more packages: pip install phonemizer espeakng-loader") from error
 
         EspeakWrapper.set_library(espeakng_loader.get_library_path())
         EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
