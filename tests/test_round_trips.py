@@ -284,7 +284,7 @@ def lose_blocks(data: bytes, rng: np.random.Generator) -> tuple[bytes, int]:
     return b"".join(data[begin:end] for n, (begin, end, _) in enumerate(units) if n not in lost), len(lost)
 
 
-@some(25)
+@some(15)
 @given(
     blocks=st.integers(1, 60),
     frames_per_block=st.integers(5, 120),
