@@ -65,7 +65,7 @@ class Summary:
     mended_bytes: int = 0
     """Bytes that did not arrive and were found by the file's parity."""
     lost_seconds: float = 0.0
-    """Seconds that were lost and filled in."""
+    """Seconds that were lost: filled in, or cut off at the end."""
     faults: tuple[Fault, ...] = ()
     """What was wrong with the .q2d file that was decoded all the same."""
     stopped_by: int = 0

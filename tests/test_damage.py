@@ -325,4 +325,5 @@ def test_the_commands_say_what_is_wrong(
     summary = json.loads(result.stdout)
     assert summary["faults"][0]["kind"] == kind
     assert ("truncated in block" if kind == "truncated" else "two files joined") in result.stderr.decode()
+    assert result.stderr.decode().splitlines()[0].endswith("; decoded what is there")
     assert soundfile.info(wav).frames == facts["samples"] == round(summary["duration"] * 16_000)

@@ -373,7 +373,9 @@ def convert_all(
             if result.mended_bytes:
                 report(f"{source} is damaged: {result.mended_bytes} bytes mended by its parity (see q2d2 repair)")
             if result.faults:
-                concealed = f", {result.lost_seconds:.2f} s concealed" if result.lost_seconds else ""
+                gone = sum(fault.duration or 0.0 for fault in result.faults if fault.kind == "truncated")
+                filled = round(result.lost_seconds - gone, 2)
+                concealed = f", {filled:.2f} s concealed" if filled > 0 else ""
                 report(f"{source} {damage_line(result.faults)}; decoded what is there{concealed}")
             if as_json:
                 text = json.dumps(asdict(result))
