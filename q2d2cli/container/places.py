@@ -37,7 +37,11 @@ class Places:
         for step, at in enumerate((0, len(self._head(expected)) + self._payload(expected) + CRC.size)):
             head = read_head(bytearray(scanner.peek(at, LONGEST_HEAD)), 0)
             other = -1 if head is None else head.number - step
-            if expected < other <= expected + most and (agreement := self._agreement(scanner, other)) > best:
+            if not expected < other <= expected + most:
+                continue
+            # A wrong byte in each of a few heads in a row is no sign that blocks are gone.
+            agreement = self._agreement(scanner, other)
+            if agreement > best + (number == expected):
                 best, number = agreement, other
         if best < 0:
             return None
@@ -71,7 +75,7 @@ class Places:
             right = [same(scanner.peek(at, len(start)), start) for start in starts]
             best = max(range(len(starts)), key=right.__getitem__)
             matched, compared = matched + right[best], compared + len(starts[best])
-            if place == number and (best or starts[0][0] == END or 2 * matched < compared):
+            if place == number and (best or starts[0][0] == END):
                 return -1
             if best or starts[0][0] == END:
                 break
