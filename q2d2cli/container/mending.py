@@ -60,11 +60,15 @@ Part = tuple[float, float | None]
 """Start and duration of what is wanted, seconds; None: up to the end."""
 
 
+HEADER = -1
+"""In place of a block type: this is the file's header."""
+
+
 class BlockInWindow(NamedTuple):
     """Sound bytes of a window."""
 
     code: int
-    """Block type; -1: the header."""
+    """Block type, or `HEADER`."""
     number: int
     begin: int
     """Where they begin among what arrived of the window."""
@@ -102,6 +106,11 @@ class ParityWindow:
     before: int = 0
     """Bytes of the parity blocks that should stand between the window and the first one that is sound."""
     damaged: bool = False
+
+    @property
+    def begin(self) -> int:
+        """Where its first piece begins if nothing is missing before that; -1: the header is."""
+        return -1 if self.number == 0 and not any(piece.code == HEADER for piece in self.pieces) else 0
 
     @property
     def total(self) -> int:
@@ -146,7 +155,7 @@ class Mender:
             return
         header = self._header()
         if header:
-            window.pieces.append(BlockInWindow(-1, 0, 0, header))
+            window.pieces.append(BlockInWindow(HEADER, 0, 0, header))
             self._move(window, header)
         else:
             window.damaged = True
@@ -445,7 +454,7 @@ def listed(window: ParityWindow) -> Iterator[Placed]:
     # They are alike: one tells what all of them were.
     result = [(at, layouts[-1]) for at in range(end, facts.length - len(block) + 1, len(block))]
     numbers = Counter[int]()
-    at = 0
+    at = window.begin
     for piece in window.pieces:
         if piece.is_data and 0 <= piece.number - head.number < len(data_begins):
             result.append((data_begins[piece.number - head.number], piece))
@@ -462,7 +471,7 @@ def two_gaps(window: ParityWindow) -> Iterator[Placed]:
     facts = window.facts
     assert facts is not None
     parity = b"".join(window.parity.get(at, b"") for at in range(0, facts.parity_bytes, PIECE_BYTES))
-    gone, expected, at = window.total - len(window.data), window.first, 0
+    gone, expected, at = window.total - len(window.data), window.first, window.begin
     stretches: list[list[BlockInWindow]] = [[]]
     for piece in window.pieces:
         if piece.begin != at or (piece.is_data and piece.number != expected):
@@ -577,7 +586,7 @@ def place(window: ParityWindow, from_end: bool = False) -> Placed:
     if arrived == total:
         return [(piece.begin, piece) for piece in window.pieces if piece.end <= facts.length]
     result = Placed()
-    at, expected = 0, window.first
+    at, expected = window.begin, window.first
     for piece in window.pieces:
         if piece.begin != at or (piece.is_data and piece.number != expected):
             break
@@ -591,13 +600,25 @@ def place(window: ParityWindow, from_end: bool = False) -> Placed:
         for piece in rest:
             distance = sum(size + len(to_varint(n)) for n in range(expected, min(piece.number, expected + total)))
             result.append((at + distance, piece))
-    else:
-        at = arrived
-        for piece in reversed(window.pieces[len(result) :] if from_end else rest):
-            if piece.end != at:
-                break
-            result.append((piece.begin + total - arrived, piece))
-            at = piece.begin
+        return fitting(result, facts)
+    behind = window.pieces[len(result) :] if from_end else list(rest)
+    # Parity blocks that should stand before the first sound one may be gone, too, or be damaged.
+    end = next((end for end in (arrived, arrived - window.before) if behind and behind[-1].end == end), -1)
+    at, shift, first = end, facts.length - end, None
+    while behind and behind[-1].end == at:
+        piece = behind[-1]
+        if piece.is_data and first is not None and piece.number != first.number - 1:
+            break
+        behind.pop()
+        at, first = piece.begin, piece if piece.is_data else first
+        result.append((at + shift, piece))
+    if len(sizes) == 1 and first is not None:
+        # The same backwards from the first of them.
+        size, at = sizes.pop(), first.begin + shift
+        for piece in behind:
+            if piece.is_data and first.number - total < piece.number < first.number:
+                distance = sum(size + len(to_varint(n)) for n in range(piece.number, first.number))
+                result.append((at - distance, piece))
     return fitting(result, facts)
 
 
