@@ -30,14 +30,25 @@ def make_norm(dim: int, embeddings: int = 0) -> nn.Module:
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution over time, then a pointwise two-layer network, with a residual (Vocos)."""
+    """Depthwise convolution over time, then a pointwise two-layer network, with a residual (Vocos).
 
-    def __init__(self, dim: int, hidden: int, kernel: int, scale: float, norm_embeddings: int = 0) -> None:
+    Args:
+        dim: width.
+        hidden: width of the two-layer network.
+        kernel: frames the convolution sees.
+        scale: of the residual branch at the start of training.
+        norm_embeddings: see `make_norm`.
+        reduced: make the network's products in bfloat16 where the processor does (`PackedLinear`).
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, kernel: int, scale: float, norm_embeddings: int = 0, reduced: bool = False
+    ) -> None:
         super().__init__()
         self.dwconv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
         self.norm = make_norm(dim, norm_embeddings)
-        self.pwconv1 = PackedLinear(dim, hidden)
-        self.pwconv2 = PackedLinear(hidden, dim)
+        self.pwconv1 = PackedLinear(dim, hidden, reduced)
+        self.pwconv2 = PackedLinear(hidden, dim, reduced)
         self.gamma = nn.Parameter(torch.full((dim,), scale))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,8 +63,8 @@ class ConvNeXtBlock(nn.Module):
         )
         y = self.norm(y.squeeze(2).transpose(1, 2))
         y = self.pwconv2(self.pwconv1.gelu(y))
-        if torch.is_inference_mode_enabled() and y.dtype == x.dtype:
-            return y.mul_(self.gamma).add_(x)  # in its place: new memory takes longer than the sum
+        if torch.is_inference_mode_enabled():
+            return y.to(x.dtype).mul_(self.gamma).add_(x)  # in its place: new memory takes longer than the sum
         return x + self.gamma * y
 
 

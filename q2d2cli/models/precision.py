@@ -1,7 +1,9 @@
-"""Full float32 precision for a while, whatever the caller has set PyTorch to."""
+"""Precision: full float32 for a while, whatever the caller has set PyTorch to; and whether bfloat16 is faster here."""
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
 from contextlib import ContextDecorator, ExitStack
 from typing import Any
@@ -60,3 +62,17 @@ class full_precision(ContextDecorator):
                 for setting, value in zip(SETTINGS, cls._callers, strict=True):
                     setting.fp32_precision = value
         self._stacks.pop().close()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself: emulated it is slower than float32. `Q2D2_BFLOAT16=0` says no."""
+    if os.environ.get("Q2D2_BFLOAT16") == "0":
+        return False
+    if device.type == "cpu":
+        return _cpu_has_bfloat16()
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@functools.cache
+def _cpu_has_bfloat16() -> bool:
+    return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)

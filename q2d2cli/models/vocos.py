@@ -115,7 +115,9 @@ class VocosDecoder(nn.Module):
         self.pos_net = make_pos_net(config.dim) if config.attention else None
         self.norm = make_norm(config.dim, config.norm_embeddings)
         self.blocks = nn.ModuleList(
-            ConvNeXtBlock(config.dim, config.hidden, config.kernel, 1 / config.layers, config.norm_embeddings)
+            ConvNeXtBlock(
+                config.dim, config.hidden, config.kernel, 1 / config.layers, config.norm_embeddings, reduced=True
+            )
             for _ in range(config.layers)
         )
         self.final_norm = nn.LayerNorm(config.dim, eps=1e-6)

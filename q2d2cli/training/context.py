@@ -20,10 +20,10 @@ from q2d2cli.container.coding import library
 from q2d2cli.container.coding.recurrent import HIDDEN_BITS, MAX_POINTS, PRE_BITS, WEIGHT_BITS
 from q2d2cli.container.labelling import coordinates, shapes
 from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.models.precision import has_bfloat16
 from q2d2cli.quantizers.spec import QuantizerSpec
 from q2d2cli.training.augment import SPEEDS
 from q2d2cli.training.data import find_audio
-from q2d2cli.training.trainer import has_bfloat16
 
 ROW_SECONDS, ROWS = 10.0, 16
 """Audio of a row of tokens, and how many rows the encoder takes at once."""

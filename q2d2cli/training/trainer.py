@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +30,7 @@ from q2d2cli.losses import (
 )
 from q2d2cli.models.blocks import ConvNeXtBlock
 from q2d2cli.models.model import CodecModel
+from q2d2cli.models.precision import has_bfloat16
 from q2d2cli.quantizers.base import Quantized
 from q2d2cli.training import distill
 from q2d2cli.training.clip import clip_frames
@@ -461,15 +461,6 @@ def split_judgements(judged: Judgements) -> tuple[Judgements, Judgements]:
         for half, chosen in enumerate(halves):
             chosen[name] = [(score.chunk(2)[half], [h.chunk(2)[half] for h in hidden]) for score, hidden in members]
     return halves
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself: emulated it is slower than float32. `Q2D2_BFLOAT16=0` says no."""
-    if os.environ.get("Q2D2_BFLOAT16") == "0":
-        return False
-    if device.type == "cpu":
-        return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
-    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def start_from(init: str, model: CodecModel, discriminators: Discriminators) -> list[str]:
