@@ -90,6 +90,15 @@ def test_no_click_where_a_file_is_cut(codec: Codec, voice: np.ndarray, cut: floa
         assert np.abs(after[ends]).max() < 3 * peak
 
 
+def test_bfloat16_is_not_heard(codec: Codec, voice: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = codec.encode(voice, RATE)
+    audio = codec.decode(tokens)
+    monkeypatch.setenv("Q2D2_BFLOAT16", "0")
+    assert (codec.encode(voice, RATE).indices == tokens.indices).all()
+    error = codec.decode(tokens) - audio
+    assert 20 * np.log10(float(error.norm() / audio.norm()) + 1e-9) < -40
+
+
 @pytest.mark.parametrize("dither", [0.0, 1e-5])
 def test_silence_stays_silence(codec: Codec, dither: float) -> None:
     silence = (dither * hiss(2 * RATE)).astype(np.float32)

@@ -82,12 +82,19 @@ def save(folder: Path, **changes: object) -> Path:
     return folder
 
 
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding in float32, on processors with bfloat16 too."""
+    monkeypatch.setenv("Q2D2_BFLOAT16", "0")
+
+
 def both(folder: str | Path) -> tuple[Codec, Codec]:
     return Codec.from_pretrained(folder, "cpu"), Codec.from_pretrained(folder, runtime="onnx")
 
 
 @pytest.mark.parametrize("name", [*OTHER_CONFIGS])
 @pytest.mark.parametrize("samples", [1, 700, 60_017])
+@pytest.mark.usefixtures("float32")
 def test_every_kind_of_model_has_a_graph(name: str, samples: int, tmp_path: Path, voice: np.ndarray) -> None:
     torch_codec, onnx_codec = both(save(tmp_path, **OTHER_CONFIGS[name]))
     tokens, found = (codec.encode(voice[-samples:], RATE) for codec in (torch_codec, onnx_codec))
@@ -98,6 +105,7 @@ def test_every_kind_of_model_has_a_graph(name: str, samples: int, tmp_path: Path
     assert torch.allclose(onnx_codec.decode(tokens), audio, atol=1e-5 * max(1.0, float(audio.abs().max())))
 
 
+@pytest.mark.usefixtures("float32")
 def test_shipped_model_gives_the_same_on_real_speech(speech: Codec) -> None:
     audio, rate = soundfile.read(CLIP, dtype="float32")
     codec = Codec.from_pretrained("speech-3k", runtime="onnx")
