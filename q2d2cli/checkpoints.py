@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -388,10 +388,35 @@ def joined(checkpoint: Checkpoint, read: Callable[[Path], dict[str, T]]) -> dict
         UsageError: if a student's lender is not here.
     """
     own = read(checkpoint.weights)
-    if checkpoint.lender is None or not all(name.startswith(ENCODER) for name in own):
+    if checkpoint.lender is None or not encoder_alone(own):
         return own
     lent = {name: value for name, value in read(checkpoint.whole().weights).items() if not name.startswith(ENCODER)}
     return lent | own
+
+
+def encoder_alone(names: Iterable[str]) -> bool:
+    """Whether weights of these names are an encoder's, to which a lender has the rest."""
+    return all(name.startswith(ENCODER) for name in names)
+
+
+def check_lender(checkpoint: Checkpoint) -> None:
+    """See that what a student borrows is here, reading no weights.
+
+    Raises:
+        UsageError: if its lender is not here.
+        Q2D2Error: if that is not what the student was made for, or the student's weights are damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if checkpoint.lender is None:
+        return
+    try:
+        with safe_open(checkpoint.weights, "np") as file:
+            borrows = encoder_alone(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise Q2D2Error(f"{checkpoint.weights} is damaged or not safetensors ({error}): fetch it again") from error
+    if borrows:
+        checkpoint.whole()
 
 
 def save(

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ SOUND = [name for name, vector in VECTORS.items() if "indices" in vector]
 
 
 @pytest.fixture(scope="module")
-def coded_model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a recurrent context model that knows the clip."""
+def coded_model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The tiny model with a recurrent context model that knows the clip, and no other test's for the same weights."""
     folder = tmp_path_factory.mktemp("coded") / "tiny"
     shutil.copytree(tiny, folder)
     codec = Codec.from_pretrained(folder, "cpu")
@@ -44,7 +45,9 @@ def coded_model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(context, "BATCH", 8)
         tensors = context.train_network(tokens, codec.quantizer, 25, 0, lambda what, done, total: None)
     library.save(folder / checkpoints.CONTEXT_NAME, "recurrent", tensors, codec.fingerprint)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "_folders", [])
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,7 @@ def metadata(checkpoint: Checkpoint, part: Part) -> dict[str, str]:
     """What a graph says of itself, as ONNX metadata; on loading it has to be exactly this."""
     config = checkpoint.config
     digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+    lender = {} if checkpoint.lender is None else {"lender": checkpoint.lender.fingerprint.hex()}
     return {
         "layout": str(LAYOUT),
         "part": part,
@@ -53,6 +54,7 @@ def metadata(checkpoint: Checkpoint, part: Part) -> dict[str, str]:
         "sample_rate": str(config.sample_rate),
         "opset": str(OPSET),
         "config": digest[:16],
+        **lender,
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from q2d2cli.checkpoints import Checkpoint
+from q2d2cli.checkpoints import Checkpoint, check_lender
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.passes import Rate, Results, run_alone
@@ -29,11 +29,13 @@ class OnnxNetwork:
         checkpoint: the model; its weights are only read where there are no graphs yet.
 
     Raises:
-        UsageError: if a part of the model has no graph.
+        UsageError: if a part of the model has no graph, or a student's lender is not here.
+        Q2D2Error: if that is not what the student was made for.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         check_config(checkpoint.config)
+        check_lender(checkpoint)  # even if the graphs hold what it lends: a cache may not decide what works
         self._checkpoint = checkpoint
         self._sizes = np.array(checkpoint.config.quantizer.spec().sizes)
         self._sessions: dict[Part, Any] = {}
