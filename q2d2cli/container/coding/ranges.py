@@ -59,45 +59,65 @@ class Decoder:
     """
 
     def __init__(self, streams: Sequence[bytes]) -> None:
-        self._lengths = np.array([len(stream) for stream in streams], np.int64)
-        width = -(-int(self._lengths.max(initial=0)) // 4) + 3
+        longest = max(map(len, streams), default=0)
+        width = -(-longest // 4) + 3
         padded = b"".join(stream.ljust(4 * width, b"\0") for stream in streams)
-        self._words = np.frombuffer(padded, ">u4").reshape(len(streams), width).astype(np.uint64)
-        self._code = self._words[:, 0] << np.uint64(32) | self._words[:, 1]
-        self._span = np.full(len(streams), FULL, np.uint64)
-        self._position = np.full(len(streams), 2, np.int64)
+        self._words = np.frombuffer(padded, ">u4").astype(np.uint64)
         self._rows = np.arange(len(streams))
+        self._first = self._rows * width
+        self._last = self._first + width - 1
+        self._position = self._first + 2
+        self._code = self._words[self._first] << np.uint64(32) | self._words[self._first + 1]
+        self._span = np.full(len(streams), FULL, np.uint64)
+        self._ends = np.zeros(1, np.uint64)
+        self._bounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        # As rows: NumPy is slow with single numbers.
+        self._smallest = np.full(len(streams), WORD, np.uint64)
+        self._bits = np.full(len(streams), 32, np.uint64)
 
     def decode(self, counts: np.ndarray) -> np.ndarray:
         """The next symbol of the first streams.
 
         Args:
-            counts: `(streams, alternatives)` uint32 or uint64, each at least 1, sums at most `MAX_TOTAL`.
+            counts: `(streams, alternatives)` uint64, each at least 1, sums at most `MAX_TOTAL`.
 
         Returns:
             `(streams,)` int64.
         """
-        n = len(counts)
-        rows, code, span = self._rows[:n], self._code[:n], self._span[:n]
-        ends = counts.cumsum(axis=1, dtype=counts.dtype)
-        total = ends[:, -1]
-        unit = span // total
-        place = np.minimum(code // unit, total - np.uint64(1))
-        symbols = (ends > place.astype(counts.dtype)[:, None]).argmax(axis=1)
-        count = counts[rows, symbols]
-        code -= (ends[rows, symbols] - count) * unit
-        np.multiply(count, unit, out=span)
-        small = np.flatnonzero(span < WORD)
-        if len(small):
-            position = self._position[small]
-            # Bytes that ended the stream are zeros that were left out; damaged streams go on with zeros, too.
-            word = self._words[small, np.minimum(position, self._words.shape[1] - 1)]
-            code[small] = code[small] << np.uint64(32) | word
-            span[small] <<= np.uint64(32)
-            self._position[small] = position + 1
-        return symbols
+        n, size = counts.shape
+        if len(self._ends) <= counts.size:
+            self._ends = np.zeros(counts.size + 1, np.uint64)
+        code, span, position = self._code[:n], self._span[:n], self._position[:n]
+        # One sum over all streams' counts, so that one search finds the symbols of all.
+        starts, ends = self._ends[: counts.size], self._ends[1 : counts.size + 1]
+        np.add.accumulate(counts.reshape(-1), 0, None, ends)
+        if size not in self._bounds:
+            self._bounds[size] = self._rows * size, self._rows * size + (size - 1)
+        first, last = self._bounds[size]
+        begin = starts[::size]
+        unit = span // (ends[size - 1 :: size] - begin)
+        place = code // unit
+        place += begin
+        found = ends.searchsorted(place, "right")
+        np.minimum(found, last[:n], out=found)
+        start = starts.take(found)
+        np.multiply(ends.take(found) - start, unit, span)
+        start -= begin
+        start *= unit
+        code -= start
+        small = np.less(span, self._smallest[:n])
+        shift = small * self._bits[:n]
+        span <<= shift
+        code <<= shift
+        # Bytes that ended the stream are zeros that were left out; damaged streams go on with zeros, too.
+        word = self._words.take(np.minimum(position, self._last[:n]))
+        word *= small
+        code |= word
+        position += small
+        found -= first[:n]
+        return found
 
     def check(self, stream: int, data: bytes) -> None:
         """Raise FormatError if stream number `stream`, whose bytes are `data`, goes on after its last symbol."""
-        if len(data) > 4 * self._position[stream] or data.endswith(b"\0"):
+        if len(data) > 4 * (self._position[stream] - self._first[stream]) or data.endswith(b"\0"):
             raise FormatError("entropy-coded payload has more bytes than it needs")

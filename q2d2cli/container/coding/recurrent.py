@@ -31,6 +31,7 @@ LARGEST = 2**16
 TOGETHER = 512
 """Rows times frames whose counts are made together where they can be: they fit into a processor's cache."""
 HALF, UNIT = np.float32(128), np.float32(2.0**-8)
+HIDDEN = np.float32(0), np.float32(256)
 EXACT = 2**24
 """Whole numbers up to here are exact in float32."""
 MAX_POINTS = MAX_TOTAL // LARGEST - 1
@@ -40,7 +41,7 @@ Tensors = dict[str, np.ndarray]
 
 @lru_cache(maxsize=1)
 def powers() -> np.ndarray:
-    """`(16 * STEPS + 1,)` uint32: `LARGEST * 2**(-k / STEPS)` rounded down, from integers alone; the last is 1."""
+    """`(16 * STEPS + 1,)` uint64: `LARGEST * 2**(-k / STEPS)` rounded down, from integers alone; the last is 1."""
     table = []
     for k in range(16 * STEPS + 1):
         # The largest value whose 64th power is not above 2**(16 * 64 - k), from a guess that is not below it.
@@ -48,7 +49,7 @@ def powers() -> np.ndarray:
         while value**STEPS > 1 << (16 * STEPS - k):
             value -= 1
         table.append(value)
-    return np.array(table, np.uint32)
+    return np.array(table, np.uint64)
 
 
 class RecurrentModel(ContextModel):
@@ -67,21 +68,27 @@ class RecurrentModel(ContextModel):
     """
 
     def __init__(self, tensors: Tensors) -> None:
-        pairs = sum(name.startswith("out.") for name in tensors)
-        self.sizes = tuple(tensors[f"out.{j}"].shape[1] for j in range(pairs))
-        self.units, self.width, embedded = check_shapes(tensors, self.sizes)
+        pairs = range(sum(name.startswith("out.") for name in tensors))
+        self.sizes = tuple(tensors[f"out.{j}"].shape[1] for j in pairs)
+        units, width, embedded = check_shapes(tensors, self.sizes)
         whole = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
         shift = np.float32(2 ** (PRE_BITS - WEIGHT_BITS["embedding"] - WEIGHT_BITS["input"]))
-        embeddings = [whole[f"embedding.{j}"] for j in range(pairs)]
-        self.state = np.concatenate([whole["recurrent"], *(whole[f"hidden.{j}"] for j in range(pairs))], axis=1)
-        self.inputs = [embeddings[j] @ whole[f"input.{j}"] * shift for j in range(pairs)]
-        self.inputs[0] += whole["recurrent_bias"]
-        self.hidden_bias = np.concatenate([whole[f"hidden_bias.{j}"] for j in range(pairs)])
+        embeddings = [whole[f"embedding.{j}"] for j in pairs]
+        # The state and each hidden layer have one unit more, which is always 1: its weights are the biases.
+        self.units, self.width = units + 1, width + 1
+        self.recurrent = np.pad(padded(whole["recurrent"], units), ((0, 1), (0, 0)))
+        self.inputs = [padded(embeddings[j] @ whole[f"input.{j}"] * shift, units) for j in pairs]
+        self.inputs[0] += padded(whole["recurrent_bias"][None], units)
+        self.hidden = [np.zeros((self.units, self.width), np.float32) for _ in pairs]
+        for j in pairs:
+            self.hidden[j][:-1, :-1], self.hidden[j][-1, :-1] = whole[f"hidden.{j}"], whole[f"hidden_bias.{j}"]
+            self.hidden[j][-1, -1] = 2 ** (PRE_BITS - HIDDEN_BITS)
         self.within = {
-            (j, k): embeddings[k][:-1] @ whole[f"within.{j}.{k}"] * shift for j in range(pairs) for k in range(j)
+            (j, k): padded(embeddings[k][:-1] @ whole[f"within.{j}.{k}"] * shift, width)
+            for j in pairs
+            for k in range(j)
         }
-        self.out = [whole[f"out.{j}"] for j in range(pairs)]
-        self.out_bias = [whole[f"out_bias.{j}"] for j in range(pairs)]
+        self.out = [np.concatenate([whole[f"out.{j}"], whole[f"out_bias.{j}"][None]]) for j in pairs]
         self._check_sums(embedded)
         self._shift()
 
@@ -89,33 +96,29 @@ class RecurrentModel(ContextModel):
         """Put the points of sums where the next step has them: powers of two, so that all stays as exact."""
         gate, change, hidden = (2.0 ** (bits - PRE_BITS) for bits in (6, 10, HIDDEN_BITS))
         scale = np.repeat(np.array([gate, change], np.float32), self.units)
-        self.state *= np.concatenate([scale, np.full(len(self.sizes) * self.width, hidden, np.float32)])
+        self.recurrent *= scale
         self.inputs = [table * scale for table in self.inputs]
-        self.inputs[0][:, : self.units] += 128  # the gate's 1/2
+        self.inputs[0][:, : self.units - 1] += 128  # the gate's 1/2; the last unit's stays shut
         # Bounds as rows: NumPy is slow with single numbers there.
         self.lowest = np.repeat(np.array([0, -ONE], np.float32), self.units)
         self.highest = np.repeat(np.array([256, ONE], np.float32), self.units)
-        self.none = np.zeros(self.width, np.float32)
-        self.full = np.full(self.width, 2**HIDDEN_BITS, np.float32)
-        self.hidden_bias *= np.float32(hidden)
+        self.hidden = [weights * np.float32(hidden) for weights in self.hidden]
         self.within = {pair: table * np.float32(hidden) for pair, table in self.within.items()}
         logit = np.float32(STEPS / 2.0 ** (HIDDEN_BITS + WEIGHT_BITS["out"]))
         self.out = [weights * logit for weights in self.out]
-        self.out_bias = [bias * logit for bias in self.out_bias]
 
     def _check_sums(self, embedded: int) -> None:
         """Raise ValueError unless every sum is exact in whatever order it is taken."""
-        pairs = range(len(self.sizes))
-        sums = np.abs(self.state).astype(np.float64).sum(axis=0) * ONE
-        recurrent = sums[: 2 * self.units] + sum(np.abs(table).max(axis=0) for table in self.inputs)
-        hidden = sums[2 * self.units :] + np.abs(self.hidden_bias)
-        highest = [recurrent, np.array(127.0 * 127.0 * embedded)]
-        for j in pairs:
-            part = hidden[j * self.width : (j + 1) * self.width]
-            highest.append(part + sum(np.abs(self.within[j, k]).max(axis=0) for k in range(j)))
-            highest.append(
-                np.abs(self.out[j]).astype(np.float64).sum(axis=0) * 2**HIDDEN_BITS + np.abs(self.out_bias[j])
-            )
+
+        def most(weights: np.ndarray, unit: int) -> np.ndarray:
+            units = np.append(np.full(len(weights) - 1, unit, np.float64), 1)
+            return units @ np.abs(weights)
+
+        largest = {pair: np.abs(table).max(axis=0) for pair, table in self.within.items()}
+        inputs = sum(np.abs(table).max(axis=0) for table in self.inputs)
+        highest = [most(self.recurrent, ONE) + inputs, np.array(127.0 * 127.0 * embedded)]
+        for j, (hidden, out) in enumerate(zip(self.hidden, self.out, strict=True)):
+            highest += [most(hidden, ONE) + sum(largest[j, k] for k in range(j)), most(out, 2**HIDDEN_BITS)]
         if max(float(values.max()) for values in highest) >= EXACT / 2:
             raise ValueError("its sums are too large to be exact")
 
@@ -123,28 +126,30 @@ class RecurrentModel(ContextModel):
         """As `ContextModel.begin`."""
         return RecurrentPredictor(self, rows)
 
-    def first(self) -> np.ndarray:
-        """`(pairs,)`: what stands for the indices before the first frame."""
-        return np.array(self.sizes)
+    def first(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """State before the first frame `(rows, units)`, and what stands for the indices before it `(pairs, rows)`."""
+        state = np.zeros((rows, self.units), np.float32)
+        state[:, -1] = 1
+        return state, np.tile(np.array(self.sizes)[:, None], rows)
 
-    def drive(self, before: np.ndarray) -> np.ndarray:
-        """What frames that have ended put into the gates: `(n, pairs)` indices to `(n, 2 * units)`."""
-        mixed = self.inputs[0].take(before[:, 0], axis=0)
+    def drive(self, before: np.ndarray, room: Room) -> np.ndarray:
+        """What frames that have ended put into the gates: `(pairs, n)` indices to `(n, 2 * units)` of `room`."""
+        self.inputs[0].take(before[0], 0, room.mixed, "clip")
         for pair in range(1, len(self.sizes)):
-            mixed += self.inputs[pair].take(before[:, pair], axis=0)
-        return mixed
+            room.mixed += self.inputs[pair].take(before[pair], 0, room.spare, "clip")
+        return room.mixed
 
-    def step(self, state: np.ndarray, mixed: np.ndarray) -> np.ndarray:
+    def step(self, state: np.ndarray, drive: np.ndarray, out: np.ndarray) -> None:
         """One frame of the recurrent unit.
 
         Args:
             state: `(rows, units)` before.
-            mixed: `(rows, 2 * units)`, `drive` of the frame that has ended, and `state @ self.state` added; is spent.
-
-        Returns:
-            `(rows, units)`.
+            drive: `(rows, 2 * units)`, `drive` of the frame that has ended.
+            out: `(rows, units)`, for the state behind it; may be `state`.
         """
-        np.floor(mixed, out=mixed)
+        mixed = np.dot(state, self.recurrent)
+        mixed += drive
+        np.floor(mixed, mixed)
         # A hard sigmoid in 256ths, x / 4 + 1/2; a hard hyperbolic tangent.
         np.maximum(mixed, self.lowest, out=mixed)
         np.minimum(mixed, self.highest, out=mixed)
@@ -152,46 +157,43 @@ class RecurrentModel(ContextModel):
         change *= mixed[:, : self.units]
         change += HALF
         change *= UNIT
-        np.floor(change, out=change)
-        change += state
-        return change
+        np.floor(change, change)
+        np.add(change, state, out)
 
-    def counts(self, pair: int, sums: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    def counts(self, pair: int, states: np.ndarray, indices: np.ndarray, room: Room) -> np.ndarray:
         """Counts of one pair.
 
         Args:
             pair: its number.
-            sums: `(rows, pairs * width)`, `state @ self.state` from its column `2 * units` on, `hidden_bias` added.
-            indices: `(rows, pairs)` of this frame; those from `pair` on have no influence.
+            states: `(rows, units)` in this frame.
+            indices: `(pairs, rows)` of this frame; those from `pair` on have no influence.
+            room: for `rows`.
 
         Returns:
-            `(rows, points)` uint32.
+            `(rows, points)` uint64, good until the next call with this `room`.
         """
-        part = sums[:, pair * self.width : (pair + 1) * self.width]
-        if pair:
-            hidden = self.within[pair, 0].take(indices[:, 0], axis=0)
-            for earlier in range(1, pair):
-                hidden += self.within[pair, earlier].take(indices[:, earlier], axis=0)
-            hidden += part
-            np.floor(hidden, out=hidden)
-        else:
-            hidden = np.floor(part)
-        np.maximum(hidden, self.none, out=hidden)
-        np.minimum(hidden, self.full, out=hidden)
-        logits = hidden @ self.out[pair]
-        logits += self.out_bias[pair]
-        # NumPy finds a row's largest faster by place than by value, and numbers for `take` faster by way of int32.
-        largest = logits[np.arange(len(logits)), logits.argmax(axis=1)]
-        np.subtract(largest[:, None], logits, out=logits)
+        hidden, logits, places = room.hidden, room.logits[pair], room.places[pair]
+        np.dot(states, self.hidden[pair], hidden)
+        for earlier in range(pair):
+            hidden += self.within[pair, earlier].take(indices[earlier], 0, room.added, "clip")
+        np.floor(hidden, hidden)
+        hidden.clip(*HIDDEN, hidden)
+        np.dot(hidden, self.out[pair], logits)
+        # NumPy is fastest this way: rows' largest as parts of one row, and numbers for `take` by way of int32.
+        largest = np.maximum.reduceat(logits.reshape(-1), room.starts[pair])
+        np.subtract(largest[:, None], logits, logits)
+        np.copyto(room.whole[pair], logits, casting="unsafe")
+        np.copyto(places, room.whole[pair])
         # What is far behind the likeliest takes the last count, 1.
-        return powers().take(logits.astype(np.int32).astype(np.intp), mode="clip")
+        return powers().take(places, None, room.counts[pair], "clip")
 
     def intervals(self, indices: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """As `ContextModel.intervals`."""
         found = np.zeros((*indices.shape, 3), np.int64)
+        ends = np.zeros(max(TOGETHER, len(indices)) * max(self.sizes) + 1, np.uint64)
         for part, rows, pair, counts in self._known(indices, lengths):
-            symbols = indices[:rows, part, pair]
-            found[:rows, part, pair] = spans(counts, symbols.T.reshape(-1)).reshape(-1, rows, 3).transpose(1, 0, 2)
+            symbols = indices[:rows, part, pair].T.reshape(-1)
+            found[:rows, part, pair] = spans(counts, symbols, ends).reshape(-1, rows, 3).transpose(1, 0, 2)
         return found
 
     def bits(self, indices: np.ndarray) -> list[np.ndarray]:
@@ -211,28 +213,46 @@ class RecurrentModel(ContextModel):
         Yields:
             Some frames, how many rows have frames there, a pair, and its counts `(frames * rows, points)` there.
         """
-        rows, frames, pairs = indices.shape
-        state = np.zeros((rows, self.units), np.float32)
-        before = np.tile(self.first(), (rows, 1))
-        recurrent = np.ascontiguousarray(self.state[:, : 2 * self.units])
-        hidden = np.ascontiguousarray(self.state[:, 2 * self.units :])
-        begin = 0
+        rows, frames, _ = indices.shape
+        state, before = self.first(rows)
+        indices, room, begin = indices.transpose(2, 1, 0), Room(self, 0), 0
         while begin < frames:
             rows = int((lengths > begin).sum())
             part = slice(begin, min(begin + max(1, TOGETHER // rows), frames))
-            known = np.ascontiguousarray(indices[:rows, part].transpose(1, 0, 2))
-            mixed = self.drive(np.concatenate([before[None, :rows], known[:-1]]).reshape(-1, pairs))
-            states = np.empty((len(known), rows, self.units), np.float32)
+            known = indices[:, part, :rows]
+            shape, flat = known.shape[1:], known.reshape(len(known), -1)
+            if len(room.hidden) != flat.shape[1]:
+                room = Room(self, flat.shape[1])
+            drives = self.drive(np.concatenate([before[:, :rows], flat[:, :-rows]], axis=1), room)
+            states = np.empty((*shape, self.units), np.float32)
             state = state[:rows]
-            for place, drive in enumerate(mixed.reshape(len(known), rows, -1)):
-                drive += state @ recurrent
-                states[place] = state = self.step(state, drive)
-            sums = states.reshape(-1, self.units) @ hidden
-            sums += self.hidden_bias
-            before, begin = known[-1], part.stop
-            known = known.reshape(-1, pairs)
-            for pair in range(pairs):
-                yield part, rows, pair, self.counts(pair, sums, known)
+            for drive, after in zip(drives.reshape(*shape, -1), states, strict=True):
+                self.step(state, drive, after)
+                state = after
+            before, begin = flat[:, -rows:], part.stop
+            for pair in range(len(flat)):
+                yield part, rows, pair, self.counts(pair, states.reshape(-1, self.units), flat, room)
+
+
+class Room:
+    """Memory that is used again and again: fresh memory costs about as much as the arithmetic.
+
+    Args:
+        model: that works in it.
+        rows: for which it is.
+    """
+
+    def __init__(self, model: RecurrentModel, rows: int) -> None:
+        self.mixed, self.spare = np.empty((2, rows, 2 * model.units), np.float32)
+        self.hidden, self.added = np.empty((2, rows, model.width), np.float32)
+        self.starts = [np.arange(rows) * size for size in model.sizes]
+
+        def shared(kind: type[np.generic]) -> list[np.ndarray]:
+            memory = np.empty(rows * max(model.sizes), kind)
+            return [memory[: rows * size].reshape(rows, size) for size in model.sizes]
+
+        self.logits, self.whole = shared(np.float32), shared(np.int32)
+        self.places, self.counts = shared(np.intp), shared(np.uint64)
 
 
 class RecurrentPredictor(Predictor):
@@ -240,28 +260,30 @@ class RecurrentPredictor(Predictor):
 
     def __init__(self, model: RecurrentModel, rows: int) -> None:
         self._model = model
-        self._indices = np.tile(model.first(), (rows, 1))
-        self._state = np.zeros((rows, model.units), np.float32)
-        self._sums = self._state @ model.state
-        self._hidden = self._sums[:, 2 * model.units :]
+        self._state, self._indices = model.first(rows)
+        self._room = Room(model, rows)
 
     def counts(self, pair: int) -> np.ndarray:
         """As `Predictor.counts`."""
         if pair == 0:
-            mixed = self._model.drive(self._indices)
-            mixed += self._sums[:, : 2 * self._model.units]
-            self._state = self._model.step(self._state, mixed)
-            self._sums = self._state @ self._model.state
-            self._hidden = self._sums[:, 2 * self._model.units :] + self._model.hidden_bias
-        return self._model.counts(pair, self._hidden, self._indices)
+            self._model.step(self._state, self._model.drive(self._indices, self._room), self._state)
+        return self._model.counts(pair, self._state, self._indices, self._room)
 
     def take(self, pair: int, indices: np.ndarray) -> None:
         """As `Predictor.take`."""
-        self._indices[:, pair] = indices
+        self._indices[pair] = indices
 
     def keep(self, rows: int) -> None:
         """As `Predictor.keep`."""
-        self._indices, self._state, self._sums = self._indices[:rows], self._state[:rows], self._sums[:rows]
+        if rows != len(self._state):
+            self._state, self._indices = self._state[:rows], self._indices[:, :rows].copy()
+            self._room = Room(self._model, rows)
+
+
+def padded(table: np.ndarray, size: int) -> np.ndarray:
+    """A zero more behind each `size` columns."""
+    parts = table.reshape(len(table), -1, size)
+    return np.pad(parts, ((0, 0), (0, 0), (0, 1))).reshape(len(table), -1)
 
 
 def check_shapes(tensors: Tensors, sizes: tuple[int, ...]) -> tuple[int, int, int]:
