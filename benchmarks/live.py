@@ -8,6 +8,7 @@ piece of audio that comes out is compared with the time at which its last sample
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -29,9 +30,13 @@ HEADER_BYTES = 44
 
 
 def main() -> None:
-    model = sys.argv[1] if len(sys.argv) > 1 else DEFAULT_MODEL
-    block = float(sys.argv[2]) if len(sys.argv) > 2 else LIVE_BLOCK_SECONDS
-    audio, rate = soundfile.read(sys.argv[3] if len(sys.argv) > 3 else CLIP, dtype="float32")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL)
+    parser.add_argument("block", nargs="?", type=float, default=LIVE_BLOCK_SECONDS, help="seconds of a live block")
+    parser.add_argument("clip", nargs="?", type=Path, default=CLIP, help="recording to feed")
+    arguments = parser.parse_args()
+    model, block = arguments.model, arguments.block
+    audio, rate = soundfile.read(arguments.clip, dtype="float32")
     audio = audio if audio.ndim == 1 else audio.mean(axis=1)
     command = [sys.executable, "-m", "q2d2cli"]
     encoder = subprocess.Popen(
