@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from q2d2cli.container.coding import ranges
-from q2d2cli.container.coding.context import ContextModel
+from q2d2cli.container.coding.context import ContextModel, sides
 
 BATCH = 128
 """Rows that are coded side by side; more are no faster."""
@@ -68,18 +68,17 @@ class BlockCoder:
             lengths = np.array([frames[i] for i in part])
             coder = ranges.Decoder([payloads[i] for i in part])
             predictor = self.model.begin(len(part) * channels)
-            found = np.zeros((len(part), channels, lengths[0], len(self.model.sizes)), np.int64)
-            for frame in range(lengths[0]):
-                rows = int((lengths > frame).sum())
+            found = np.zeros((lengths[0], len(self.model.sizes), len(part), channels), np.int64)
+            for rows, indices in zip(sides(lengths), found, strict=True):
                 predictor.keep(rows * channels)
-                for pair in range(len(self.model.sizes)):
+                for pair, symbols in enumerate(indices[:, :rows]):
                     counts = predictor.counts(pair)
                     for channel in range(channels):
-                        found[:rows, channel, frame, pair] = coder.decode(counts[channel::channels])
-                    predictor.take(pair, found[:rows, :, frame, pair].reshape(-1))
+                        symbols[:, channel] = coder.decode(counts[channel::channels])
+                    predictor.take(pair, symbols.reshape(-1))
             for row, i in enumerate(part):
                 coder.check(row, payloads[i])
-                blocks[i] = found[row, :, : frames[i]]
+                blocks[i] = np.ascontiguousarray(found[: frames[i], :, row].transpose(2, 0, 1))
         return blocks
 
 

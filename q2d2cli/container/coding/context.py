@@ -56,11 +56,10 @@ class ContextModel(ABC):
         Returns:
             `(rows, frames, pairs, 3)` int64: start, count and total of each.
         """
-        rows, frames, pairs = indices.shape
-        found = np.zeros((rows, frames, pairs, 3), np.int64)
+        rows, _, pairs = indices.shape
+        found = np.zeros((*indices.shape, 3), np.int64)
         predictor = self.begin(rows)
-        for frame in range(frames):
-            rows = int((lengths > frame).sum())
+        for frame, rows in enumerate(sides(lengths)):
             predictor.keep(rows)
             for pair in range(pairs):
                 symbols = indices[:rows, frame, pair]
@@ -85,6 +84,12 @@ class ContextModel(ABC):
                 found[pair][:, frame] = costs(predictor.counts(pair))
                 predictor.take(pair, indices[:, frame, pair])
         return found
+
+
+def sides(lengths: np.ndarray) -> list[int]:
+    """How many rows have each frame, of rows with these lengths, longest first."""
+    frames = np.arange(lengths.max(initial=0))
+    return (len(lengths) - np.searchsorted(lengths[::-1], frames, "right")).tolist()
 
 
 def costs(counts: np.ndarray) -> np.ndarray:

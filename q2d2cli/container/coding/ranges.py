@@ -65,59 +65,68 @@ class Decoder:
         self._words = np.frombuffer(padded, ">u4").astype(np.uint64)
         self._rows = np.arange(len(streams))
         self._first = self._rows * width
-        self._last = self._first + width - 1
-        self._position = self._first + 2
+        self._positions = self._first + 2
+        self._ends = np.zeros(1, np.uint64)
+        self._position, self._last = self._positions, self._first + width - 1
         self._code = self._words[self._first] << np.uint64(32) | self._words[self._first + 1]
         self._span = np.full(len(streams), FULL, np.uint64)
-        self._ends = np.zeros(1, np.uint64)
-        self._bounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         # As rows: NumPy is slow with single numbers.
-        self._smallest = np.full(len(streams), WORD, np.uint64)
-        self._bits = np.full(len(streams), 32, np.uint64)
+        self._word_span, self._word_bits = np.full((2, len(streams)), [[WORD], [32]], np.uint64)
+        self._bounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def _keep(self, n: int) -> None:
+        """Go on with the first streams only."""
+        self._position, self._last = self._position[:n], self._last[:n]
+        self._code, self._span = self._code[:n], self._span[:n]
+        self._word_span, self._word_bits = self._word_span[:n], self._word_bits[:n]
+        self._bounds = {}
 
     def decode(self, counts: np.ndarray) -> np.ndarray:
         """The next symbol of the first streams.
 
         Args:
-            counts: `(streams, alternatives)` uint64, each at least 1, sums at most `MAX_TOTAL`.
+            counts: `(streams, alternatives)` uint64, each at least 1, sums at most `MAX_TOTAL`; of no more streams
+                than the time before.
 
         Returns:
             `(streams,)` int64.
         """
         n, size = counts.shape
+        if n != len(self._code):
+            self._keep(n)
+        if size not in self._bounds:
+            first = self._rows[:n] * size
+            self._bounds[size] = first, first + (size - 1)
+        first, last = self._bounds[size]
         if len(self._ends) <= counts.size:
             self._ends = np.zeros(counts.size + 1, np.uint64)
-        code, span, position = self._code[:n], self._span[:n], self._position[:n]
+        code, span, ends = self._code, self._span, self._ends[1 : counts.size + 1]
         # One sum over all streams' counts, so that one search finds the symbols of all.
-        starts, ends = self._ends[: counts.size], self._ends[1 : counts.size + 1]
         np.add.accumulate(counts.reshape(-1), 0, None, ends)
-        if size not in self._bounds:
-            self._bounds[size] = self._rows * size, self._rows * size + (size - 1)
-        first, last = self._bounds[size]
-        begin = starts[::size]
+        begin = self._ends[: counts.size : size]
         unit = span // (ends[size - 1 :: size] - begin)
         place = code // unit
         place += begin
         found = ends.searchsorted(place, "right")
-        np.minimum(found, last[:n], out=found)
-        start = starts.take(found)
+        np.minimum(found, last, out=found)
+        start = self._ends.take(found)
         np.multiply(ends.take(found) - start, unit, span)
         start -= begin
         start *= unit
         code -= start
-        small = np.less(span, self._smallest[:n])
-        shift = small * self._bits[:n]
+        small = np.less(span, self._word_span).astype(np.uint64)
+        shift = small * self._word_bits
         span <<= shift
         code <<= shift
         # Bytes that ended the stream are zeros that were left out; damaged streams go on with zeros, too.
-        word = self._words.take(np.minimum(position, self._last[:n]))
+        word = self._words.take(np.minimum(self._position, self._last))
         word *= small
         code |= word
-        position += small
-        found -= first[:n]
+        self._position += small.view(np.int64)
+        found -= first
         return found
 
     def check(self, stream: int, data: bytes) -> None:
         """Raise FormatError if stream number `stream`, whose bytes are `data`, goes on after its last symbol."""
-        if len(data) > 4 * (self._position[stream] - self._first[stream]) or data.endswith(b"\0"):
+        if len(data) > 4 * (self._positions[stream] - self._first[stream]) or data.endswith(b"\0"):
             raise FormatError("entropy-coded payload has more bytes than it needs")

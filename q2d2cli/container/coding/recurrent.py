@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from q2d2cli.container.coding.context import ContextModel, Predictor, costs, spans
+from q2d2cli.container.coding.context import ContextModel, Predictor, costs, sides, spans
 from q2d2cli.container.coding.ranges import MAX_TOTAL
 
 ONE = 2**10
@@ -215,9 +215,10 @@ class RecurrentModel(ContextModel):
         """
         rows, frames, _ = indices.shape
         state, before = self.first(rows)
+        alive = sides(lengths)
         indices, room, begin = indices.transpose(2, 1, 0), Room(self, 0), 0
         while begin < frames:
-            rows = int((lengths > begin).sum())
+            rows = alive[begin]
             part = slice(begin, min(begin + max(1, TOGETHER // rows), frames))
             known = indices[:, part, :rows]
             shape, flat = known.shape[1:], known.reshape(len(known), -1)
