@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import torch
 from conftest import CLIP, ROOT, TINY, Run, one_line
 
 from q2d2cli import Codec, Tokens, checkpoints
+from q2d2cli.cli.common import loading
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.models.model import CodecModel
 
@@ -133,6 +135,15 @@ def test_flac_through_a_pipe(run: Run, tiny: Path) -> None:
     assert result.returncode == 0, result.stderr.decode()
     info = run("info", "-", "--json", stdin=result.stdout)
     assert json.loads(info.stdout)["samples"] == 161_440
+
+
+def test_garbage_is_collected_after_loading() -> None:
+    kept = gc.get_freeze_count()
+    with loading():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > kept
+    gc.unfreeze()
 
 
 def test_info_needs_no_model_and_no_torch(run: Run, encoded: Path) -> None:

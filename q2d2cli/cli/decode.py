@@ -27,6 +27,7 @@ from q2d2cli.cli.common import (
     destination,
     files_of,
     holds_q2d,
+    loading,
     models_like,
     plan,
     raw_format,
@@ -34,7 +35,6 @@ from q2d2cli.cli.common import (
 from q2d2cli.errors import Q2D2Error, UsageError
 
 if TYPE_CHECKING:
-    from q2d2cli.coder import Coder
     from q2d2cli.container.header import Header
     from q2d2cli.transcode import Progress, Summary
 
@@ -112,19 +112,19 @@ def decode(
     suffix, check = (".raw", check_raw_name) if raw else (".wav", check_name)
     planned = to_test(paths) if test else plan(paths, out_dir, suffix, {".q2d"}, check)
     check_jobs(planned.jobs, out_dir, force)
-    from q2d2cli.passes import files_at_once
-    from q2d2cli.runtimes import check_runtime, passes_at_once
-    from q2d2cli.transcode import decode_file
-
-    check_runtime(runtime, device)
-    loaded: dict[str, Coder] = {}
-    loading = threading.Lock()
-
-    def codec_for(header: Header) -> Coder:
+    with loading():
         from q2d2cli.checkpoints import find_weights
         from q2d2cli.coder import Coder
+        from q2d2cli.passes import files_at_once
+        from q2d2cli.runtimes import check_runtime, passes_at_once
+        from q2d2cli.transcode import decode_file
 
-        with loading:
+        check_runtime(runtime, device)
+    loaded: dict[str, Coder] = {}
+    one_by_one = threading.Lock()
+
+    def codec_for(header: Header) -> Coder:
+        with one_by_one:
             wanted = model or str(find_weights(header.model, header.fingerprint).folder)
             if wanted not in loaded:
                 loaded[wanted] = Coder.from_pretrained(wanted, device, runtime)

@@ -25,6 +25,7 @@ from q2d2cli.cli.common import (
     convert_all,
     destination,
     holds_q2d,
+    loading,
     plan,
     raw_format,
 )
@@ -164,12 +165,13 @@ def encode(
     seconds = (LIVE_BLOCK_SECONDS if block is None else block) if live else None
     if effort and runtime == "onnx":
         raise UsageError("--effort searches with gradients, which --runtime onnx has not: take --runtime torch")
-    from q2d2cli.coder import Coder
-    from q2d2cli.passes import files_at_once
-    from q2d2cli.streaming import check_search
-    from q2d2cli.transcode import encode_file
+    with loading():
+        from q2d2cli.coder import Coder
+        from q2d2cli.passes import files_at_once
+        from q2d2cli.streaming import check_search
+        from q2d2cli.transcode import encode_file
 
-    codec = Coder.from_pretrained(name, device, runtime)
+        codec = Coder.from_pretrained(name, device, runtime)
     at_once = 1 if effort else files_at_once(codec.network.threads)
     check_search(codec.header(codec.sample_rate, 1, None, mode), effort, rate_weight)
 
