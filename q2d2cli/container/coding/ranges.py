@@ -16,8 +16,7 @@ MAX_TOTAL = 2**24
 """The counts of a symbol's alternatives must add up to at most this."""
 FULL = 2**64 - 1
 WORD = 2**32
-FOLD_BITS = 2048
-"""Bits above the range that are kept at hand; older ones wait in one large number, which is slow to touch."""
+LOW = WORD - 1
 
 
 def encode(symbols: Iterable[tuple[int, int, int]]) -> bytes:
@@ -29,26 +28,24 @@ def encode(symbols: Iterable[tuple[int, int, int]]) -> bytes:
     Returns:
         The shortest bytes that decode to them; zeros at the end are left out.
     """
-    done, low, span, above, bits = 0, 0, FULL, 0, 64
+    words: list[int] = []
+    low, span = 0, FULL
     for start, count, total in symbols:
         unit = span // total
         low += start * unit
         span = count * unit
         if span < WORD:
-            low <<= 32
+            words.append(low >> 32)
+            low = (low & LOW) << 32
             span <<= 32
-            above += 32
-            bits += 32
-            if above >= FOLD_BITS:
-                # A carry out of `low` is still in it: the addition brings it to where it belongs.
-                done = (done << above) + (low >> 64)
-                low &= FULL
-                above = 0
-    value = (done << (above + 64)) + low
+    # A carry out of `low` is the 33rd bit of a word, and belongs to the word before.
+    parts = np.array(words, np.uint64)
+    above, carries = (int.from_bytes(part.astype(">u4").tobytes(), "big") for part in (parts & LOW, parts >> 32))
+    value = (above + (carries << 32) << 64) + low
     zeros = span.bit_length() - 1
     while (rounded := -(-value >> zeros) << zeros) >= value + span:
         zeros -= 1
-    return rounded.to_bytes(bits // 8, "big").rstrip(b"\0")
+    return rounded.to_bytes(8 + 4 * len(words), "big").rstrip(b"\0")
 
 
 class Decoder:

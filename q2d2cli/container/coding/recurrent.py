@@ -31,7 +31,8 @@ LARGEST = 2**16
 TOGETHER = 512
 """Rows times frames whose counts are made together where they can be: they fit into a processor's cache."""
 HALF, UNIT = np.float32(128), np.float32(2.0**-8)
-HIDDEN = np.float32(0), np.float32(256)
+GATE, CHANGE, HIDDEN = ((np.float32(low), np.float32(high)) for low, high in ((0, 256), (-ONE, ONE), (0, 256)))
+"""Bounds, of the type that NumPy is fast with."""
 EXACT = 2**24
 """Whole numbers up to here are exact in float32."""
 MAX_POINTS = MAX_TOTAL // LARGEST - 1
@@ -99,9 +100,6 @@ class RecurrentModel(ContextModel):
         self.recurrent *= scale
         self.inputs = [table * scale for table in self.inputs]
         self.inputs[0][:, : self.units - 1] += 128  # the gate's 1/2; the last unit's stays shut
-        # Bounds as rows: NumPy is slow with single numbers there.
-        self.lowest = np.repeat(np.array([0, -ONE], np.float32), self.units)
-        self.highest = np.repeat(np.array([256, ONE], np.float32), self.units)
         self.hidden = [weights * np.float32(hidden) for weights in self.hidden]
         self.within = {pair: table * np.float32(hidden) for pair, table in self.within.items()}
         logit = np.float32(STEPS / 2.0 ** (HIDDEN_BITS + WEIGHT_BITS["out"]))
@@ -151,10 +149,9 @@ class RecurrentModel(ContextModel):
         mixed += drive
         np.floor(mixed, mixed)
         # A hard sigmoid in 256ths, x / 4 + 1/2; a hard hyperbolic tangent.
-        np.maximum(mixed, self.lowest, out=mixed)
-        np.minimum(mixed, self.highest, out=mixed)
-        change = mixed[:, self.units :] - state
-        change *= mixed[:, : self.units]
+        gate, change = mixed[:, : self.units].clip(*GATE), mixed[:, self.units :].clip(*CHANGE)
+        change -= state
+        change *= gate
         change += HALF
         change *= UNIT
         np.floor(change, change)
