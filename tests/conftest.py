@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -96,6 +97,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(sys, "argv", ["q2d2", *map(str, arguments)])
         capfd.readouterr()
         code = main.run()
+        gc.unfreeze()  # what the command has imported: this process does not end with it
         printed = capfd.readouterr()
         return subprocess.CompletedProcess(sys.argv, code, printed.out.encode(), printed.err.encode())
 
