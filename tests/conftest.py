@@ -138,6 +138,12 @@ def speech() -> Codec:
     return Codec.from_pretrained("speech-3k", device="cpu")
 
 
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding in float32, on processors with bfloat16 too."""
+    monkeypatch.setenv("Q2D2_BFLOAT16", "0")
+
+
 @pytest.fixture(scope="session")
 def clip() -> tuple[np.ndarray, int]:
     """Ten seconds of read speech, `(samples,)` float32 and its rate."""

@@ -86,16 +86,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "levels"), KINDS, ids=[kind or "single codebook" for kind, _ in KINDS])
+@pytest.mark.usefixtures("float32")
 def test_tokens_and_audio_are_those_of_the_authors(
-    call: Run,
-    tmp_path: Path,
-    home: Path,
-    clip: Clip,
-    kind: str | None,
-    levels: tuple[int, ...],
-    monkeypatch: pytest.MonkeyPatch,
+    call: Run, tmp_path: Path, home: Path, clip: Clip, kind: str | None, levels: tuple[int, ...]
 ) -> None:
-    monkeypatch.setenv("Q2D2_BFLOAT16", "0")
     torch.manual_seed(3)
     state = authors.make_state(STRIDES, levels, bins=64)
     reading = authors.Reading(state, STRIDES, kind, levels)

@@ -82,12 +82,6 @@ def save(folder: Path, **changes: object) -> Path:
     return folder
 
 
-@pytest.fixture
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoding in float32, on processors with bfloat16 too."""
-    monkeypatch.setenv("Q2D2_BFLOAT16", "0")
-
-
 def both(folder: str | Path) -> tuple[Codec, Codec]:
     return Codec.from_pretrained(folder, "cpu"), Codec.from_pretrained(folder, runtime="onnx")
 

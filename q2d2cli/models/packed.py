@@ -13,8 +13,8 @@ from q2d2cli.models.precision import has_bfloat16
 
 ONEDNN: Any = torch.ops.mkldnn
 JIT: Any = torch.jit
-_packed: WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], Tensor, Tensor | None]] = WeakKeyDictionary()
-"""Packed weights and bias of layers, and what they were made of. Not in the layers: they are copied and saved."""
+_packed: WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], Tensor]] = WeakKeyDictionary()
+"""Packed weights of layers, and what they were made of. Not in the layers: they are copied and saved."""
 
 
 class PackedLinear(nn.Linear):
@@ -61,14 +61,13 @@ class PackedLinear(nn.Linear):
         # What a layer before gave in bfloat16 stays so; what comes in float32 is rounded where that is faster.
         reduced = self.reduced and (x.dtype == torch.bfloat16 or has_bfloat16(x.device))
         dtype = torch.bfloat16 if reduced else torch.float32
-        weight, bias = self._packed_weight(dtype)
-        return ONEDNN._linear_pointwise(x.to(dtype), weight, bias, after, [], "none")
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return ONEDNN._linear_pointwise(x.to(dtype), self._packed_weight(dtype), bias, after, [], "none")
 
-    def _packed_weight(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    def _packed_weight(self, dtype: torch.dtype) -> Tensor:
         state = (dtype, self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version)
         known = _packed.get(self)
         if known is None or known[0] != state:
-            weight = ONEDNN._reorder_linear_weight(self.weight.detach().to(dtype), None)
-            known = state, weight, None if self.bias is None else self.bias.detach().to(dtype)
+            known = state, ONEDNN._reorder_linear_weight(self.weight.detach().to(dtype), None)
             _packed[self] = known
-        return known[1:]
+        return known[1]
