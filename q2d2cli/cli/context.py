@@ -37,8 +37,8 @@ def context(
     kind: Annotated[
         str, typer.Option("--kind", help="recurrent, or the simpler static or adaptive for comparison.")
     ] = "recurrent",
-    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Of audio to learn from.")] = 200.0,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Of training the recurrent network.")] = 1000,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Of audio to learn from.")] = 300.0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of training the recurrent network.")] = 3000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
     force: Force = False,
     device: Device = "auto",
