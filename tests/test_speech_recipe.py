@@ -201,6 +201,13 @@ def test_a_model_joins_the_curve_with_what_its_runs_heard(
     results.write_text(json.dumps({**found, "texts": 0}))
     assert "| tiny-v2 | 2 | 5.0 | – | – | 0.912 | – | 3.2 |" in call(*added, "--run", tmp_path / "one").splitlines()
     assert len(json.loads(record.read_text())["tiny"]) == 2
+    # A cool-down of the same run, later: what the one before has in the record is not heard twice.
+    found["codecs"].append({"name": "tiny-v3", "datasets": {"all": scores}})
+    results.write_text(json.dumps(found))
+    later = ("--add", "tiny-v3", "--round", "3", "--results", results, "--run", tmp_path / "two")
+    lines = call(*later, "--counted", "300").splitlines()
+    assert json.loads(record.read_text())["tiny"][2]["steps"] == 600
+    assert "| tiny-v3 | 3 | 5.1 | – | 3.2 | 0.912 | – | – |" in lines
 
     (tmp_path / "two/config.yaml").write_text(config.read_text().replace("batch_size: 2", "batch_size: 3"))
     for wrong, words in (
@@ -209,6 +216,7 @@ def test_a_model_joins_the_curve_with_what_its_runs_heard(
             ("--add", "other", "--round", "2", "--results", results, "--run", tmp_path / "one"),
             "does not have scores of other",
         ),
+        ((*later, "--counted", "900"), "nothing is left"),
         (added, "needs --round, --run"),
     ):
         before = record.read_bytes()

@@ -8,7 +8,8 @@ that made it, one after the other, each with what `q2d2 eval` measured at its en
 the crop; they count from where the losses that hear words began (docs/training-notes.md, eleventh round).
 
 With `--add` first puts a model into the record: what its run heard is in the run's folder (several runs that went on
-from each other: `--run` several times), its scores are in the results of `q2d2 eval --out`, measured with
+from each other: `--run` several times; where an earlier model is a cool-down of the same run, `--counted` says how
+many steps that one has in the record already), its scores are in the results of `q2d2 eval --out`, measured with
 `--metrics distillmos,wer,stoi,pesq` and, for word errors against what is said, `--texts`.
 """
 
@@ -64,7 +65,7 @@ def slope(points: list[Point], key: str) -> float | None:
     return PER_HOURS * (after - before) / (end - begin)
 
 
-def add(record: Record, name: str, number: int, runs: list[Path], results: Path) -> None:
+def add(record: Record, name: str, number: int, runs: list[Path], results: Path, counted: int = 0) -> None:
     """Put a model into the record.
 
     Args:
@@ -73,9 +74,11 @@ def add(record: Record, name: str, number: int, runs: list[Path], results: Path)
         number: of the round in the notes.
         runs: what trained it since the last point, in order.
         results: of `q2d2 eval --out`.
+        counted: steps of the first run that are in the record already.
 
     Raises:
-        UsageError: if a run or the results cannot be read, runs have other batches or crops, or the model is not in it.
+        UsageError: if a run or the results cannot be read, runs have other batches or crops, or fewer steps than are
+            counted, or the model is not in the results.
     """
     try:
         measured = json.loads(results.read_text(encoding="utf-8"))
@@ -87,7 +90,9 @@ def add(record: Record, name: str, number: int, runs: list[Path], results: Path)
     if len(crops) != 1:
         raise UsageError("the runs have different batches or crops: add a point for each")
     ((batch, seconds),) = crops
-    steps = sum(read_cost(run).steps for run in runs)
+    steps = sum(read_cost(run).steps for run in runs) - counted
+    if steps <= 0:
+        raise UsageError(f"the run has {steps + counted} steps, of which {counted} are counted: nothing is left to add")
     point: Point = {"name": name, "round": number, "steps": steps, "batch": batch, "crop_seconds": seconds}
     for metric in METRIC_NAMES:
         if (mean := scores.get(metric, {}).get("mean")) is not None:
@@ -150,6 +155,7 @@ def main() -> int:
     parser.add_argument("--add", metavar="MODEL", help="put this model into the record first")
     parser.add_argument("--round", type=int, help="its round in docs/training-notes.md")
     parser.add_argument("--run", type=Path, action="append", default=[], help="the run that made it, repeatable")
+    parser.add_argument("--counted", metavar="STEPS", type=int, default=0, help="of the run, by an earlier model")
     parser.add_argument("--results", type=Path, help="results.json of q2d2 eval --out")
     parser.add_argument("--record", type=Path, default=RECORD, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=PICTURE, help="default: %(default)s")
@@ -159,7 +165,7 @@ def main() -> int:
         if arguments.add:
             if arguments.round is None or not arguments.run or arguments.results is None:
                 parser.error("--add needs --round, --run and --results")
-            add(record, arguments.add, arguments.round, arguments.run, arguments.results)
+            add(record, arguments.add, arguments.round, arguments.run, arguments.results, arguments.counted)
             with atomic_output(arguments.record) as file:
                 file.write(to_json(record).encode())
         with atomic_output(arguments.out) as file:
