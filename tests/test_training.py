@@ -25,9 +25,10 @@ from q2d2cli.models.config import ModelConfig
 from q2d2cli.models.model import CodecModel
 from q2d2cli.training.clip import clip_frames
 from q2d2cli.training.config import DataConfig, DiscriminatorConfig, read_config
+from q2d2cli.training.corpus import validation_crops
 from q2d2cli.training.data import FileCorpus, FilesCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
-from q2d2cli.training.loop import make_accelerator, validation_crops
+from q2d2cli.training.loop import make_accelerator
 from q2d2cli.training.scores import measure
 from q2d2cli.training.trainer import Trainer, start_from
 

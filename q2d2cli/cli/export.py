@@ -84,6 +84,15 @@ def export(
             show_default=False,
         ),
     ] = None,
+    sharpen: Annotated[
+        float,
+        typer.Option(
+            "--sharpen",
+            min=0.0,
+            max=0.5,
+            help="Make the peaks of decoded spectra higher and their valleys deeper by this part; 0.1 is much.",
+        ),
+    ] = 0.0,
     with_discriminators: Annotated[
         bool, typer.Option("--with-discriminators", help="Also write the discriminators, for fine-tuning.")
     ] = False,
@@ -107,6 +116,7 @@ def export(
             "--notes": notes,
             "--average-with": average_with,
             "--share": share,
+            "--sharpen": sharpen,
             "--with-discriminators": with_discriminators,
         }
         for option, value in in_vain.items():
@@ -137,7 +147,13 @@ def export(
     check_names(names)
     clips = choose_clips(test, limit, texts)
     cost = export_run(
-        run, folder, with_discriminators=with_discriminators, average_with=average_with or [], share=share, name=name
+        run,
+        folder,
+        with_discriminators=with_discriminators,
+        average_with=average_with or [],
+        share=share,
+        sharpening=sharpen,
+        name=name,
     )
     specs = [f"q2d2:{folder}", *PEERS]
     measured = compare(ScoringPlan(tuple(specs), None, names, device), clips, voice(quiet), out=scores)

@@ -12,6 +12,9 @@ from torch import Tensor
 from q2d2cli.training.augment import augment, change_speed, length_before
 from q2d2cli.training.config import DataConfig
 
+VALID_SECONDS = 3.0
+VALID_CROPS = 32
+
 
 class Corpus(ABC):
     """Audio to draw crops from.
@@ -68,3 +71,9 @@ class Corpus(ABC):
         # Pauses keep their level, loud peaks stay below full scale.
         gain = torch.where(rms > 1e-3, torch.minimum(wanted / rms, 0.99 / peak), 1.0)
         return batch * (gain * quiet)[:, None]
+
+
+def validation_crops(corpus: Corpus, config: DataConfig) -> Tensor:
+    """`(VALID_CROPS, samples)` to validate on: the same in every run whose levels are the same."""
+    length = int(VALID_SECONDS * corpus.sample_rate)
+    return corpus.crops(VALID_CROPS, length, config.unaugmented(), np.random.default_rng(0))

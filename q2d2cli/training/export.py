@@ -13,7 +13,10 @@ from q2d2cli.errors import UsageError
 from q2d2cli.evaluation.plots import to_svg, validation_curve
 from q2d2cli.evaluation.tables import dataset_table, scope, score_table, to_markdown
 from q2d2cli.files import atomic_output
-from q2d2cli.training.config import LOG_NAME, RUN_CONFIG_NAME, difference, read_config, to_yaml
+from q2d2cli.training.config import LOG_NAME, RUN_CONFIG_NAME, TrainConfig, difference, read_config, to_yaml
+from q2d2cli.training.corpus import validation_crops
+from q2d2cli.training.data import MemoryCorpus
+from q2d2cli.training.sharpen import sharpen
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +43,8 @@ class Cost:
     """With a teacher: share of frames, and of each pair, with its codes, at the validation that chose the weights."""
     average: str = ""
     """What the weights are a mean of, in words; empty if they are the run's own."""
+    sharpened: float = 0.0
+    """By how much the decoder's spectra were sharpened (training/sharpen.py)."""
 
 
 def read_cost(run: Path) -> Cost:
@@ -64,6 +69,7 @@ def export_run(
     with_discriminators: bool = False,
     average_with: Sequence[str] = (),
     share: float | None = None,
+    sharpening: float = 0.0,
     name: str | None = None,
 ) -> Cost:
     """Copy a run's best checkpoint and its configuration to `folder`; metrics and card follow with `add_card`.
@@ -75,11 +81,12 @@ def export_run(
         average_with: models (name, folder or Hub id) whose weights are averaged with the run's. Of use for models that
             began with the same weights (Wortsman et al. 2022, Model soups).
         share: of the mean that those have together, in (0, 1); None for as much each as the run.
+        sharpening: of the decoder's spectra, as `sharpen` has it; levels are set by the run's validation data.
         name: of the model; None for the one in the run's configuration.
 
     Raises:
-        UsageError: if `run` holds none, `folder` does not bear the model's name, or one to average with is another
-            architecture.
+        UsageError: if `run` holds none, `folder` does not bear the model's name, one to average with is another
+            architecture, or what is to be sharpened has no decoder of its own or no validation data here.
         Q2D2Error: if the weights are damaged or cannot be written.
     """
     cost = read_cost(run)
@@ -109,6 +116,11 @@ def export_run(
         state = checkpoints.load(best).state_dict()
     # A mean of students of one lender has its decoder, too.
     lender = best.lender if all(other.lender == best.lender for other in others) else None
+    if sharpening:
+        if lender is not None:
+            raise UsageError(f"--sharpen changes a decoder, and {config.name} has {lender.model}'s: leave it out")
+        state = sharpened(best, state, sharpening, read_config(run / RUN_CONFIG_NAME))
+        cost = replace(cost, sharpened=sharpening)
     checkpoints.save(folder, config, state if lender is None else own_part(best, state), lender=lender)
     with atomic_output(folder / RECIPE_NAME) as file:
         file.write(recipe)
@@ -153,6 +165,17 @@ def average(
     return state
 
 
+def sharpened(
+    checkpoint: checkpoints.Checkpoint, state: dict[str, torch.Tensor], amount: float, config: TrainConfig
+) -> dict[str, torch.Tensor]:
+    """The weights `state` with a sharper decoder, as loud as before on the run's validation data."""
+    model = checkpoints.load(checkpoint)
+    model.load_state_dict(state)
+    corpus = MemoryCorpus(config.data.valid, model.config.sample_rate, model.decoder.head.window.device)
+    sharpen(model, amount, validation_crops(corpus, config.data))
+    return model.state_dict()
+
+
 def add_card(folder: Path, *, cost: Cost, measured: dict[str, Any], command: str, notes: str) -> None:
     """Write metrics into `config.json`, the model card `README.md` and its picture of the run.
 
@@ -195,7 +218,7 @@ def model_card(
         for number, (points, entropy, most, used) in enumerate(zip(*columns, strict=True))
     )
     fingerprint, _, context = own["identity"].removeprefix("q2d2:").partition(":context ")
-    more = average_row(cost) + agreement_row(cost) + lender_row(checkpoint)
+    more = average_row(cost) + sharpened_row(cost) + agreement_row(cost) + lender_row(checkpoint)
     coded = f", context model `{context}`" if context else ""
     return f"""# {config.name}
 
@@ -240,6 +263,11 @@ Go on training from here, on this data or your own, with
 def average_row(cost: Cost) -> str:
     """One more row of the card's first table, if weights were averaged."""
     return f"\n| average | {cost.average} |" if cost.average else ""
+
+
+def sharpened_row(cost: Cost) -> str:
+    """One more row of the card's first table, if the decoder was sharpened."""
+    return f"\n| sharpened | by {cost.sharpened:g} (`q2d2 export --sharpen`) |" if cost.sharpened else ""
 
 
 def agreement_row(cost: Cost) -> str:

@@ -8,12 +8,10 @@ import os
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.console import Console
-from torch import Tensor
 
 from q2d2cli import checkpoints
 from q2d2cli.errors import Q2D2Error, UsageError
@@ -21,17 +19,14 @@ from q2d2cli.evaluation.recognizer import RECOGNIZER_VARIABLE, recognizer_name
 from q2d2cli.files import atomic_output, make_folder
 from q2d2cli.runtimes.pytorch import pick_device
 from q2d2cli.signals import Stop
-from q2d2cli.training.config import RUN_CONFIG_NAME, DataConfig, TrainConfig, to_yaml
-from q2d2cli.training.corpus import Corpus
+from q2d2cli.training.config import RUN_CONFIG_NAME, TrainConfig, to_yaml
+from q2d2cli.training.corpus import Corpus, validation_crops
 from q2d2cli.training.data import MemoryCorpus, open_corpus
 from q2d2cli.training.guard import only_run
 from q2d2cli.training.scores import validation_clips
 from q2d2cli.training.state import States
 from q2d2cli.training.trainer import Trainer
 from q2d2cli.training.watch import Watch
-
-VALID_SECONDS = 3.0
-VALID_CROPS = 32
 
 
 def train_model(
@@ -206,12 +201,6 @@ def run(
     stop.finish()
     accelerator.end_training()
     return best
-
-
-def validation_crops(corpus: Corpus, config: DataConfig) -> Tensor:
-    """`(VALID_CROPS, samples)` to validate on: the same in every run whose levels are the same."""
-    length = int(VALID_SECONDS * corpus.sample_rate)
-    return corpus.crops(VALID_CROPS, length, config.unaugmented(), np.random.default_rng(0))
 
 
 def advance(trainer: Trainer, corpus: Corpus, watch: Watch) -> None:

@@ -1,0 +1,108 @@
+"""Sharpening a decoder: peaks and valleys, levels, and what `q2d2 export --sharpen` writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import CLIP, ROOT, Run
+
+from q2d2cli import checkpoints
+from q2d2cli.audio import read_mono
+from q2d2cli.models.model import CodecModel
+from q2d2cli.training.sharpen import filter_matrix, sharpen
+
+RATE = 24_000
+
+
+def speech(seconds: float = 4.0) -> torch.Tensor:
+    return torch.from_numpy(read_mono(CLIP, RATE)[: int(seconds * RATE)])
+
+
+def decoded(model: CodecModel, audio: torch.Tensor) -> torch.Tensor:
+    return model.decode(model.encode(audio[None]))[0, : len(audio)]
+
+
+def contrast(audio: torch.Tensor) -> float:
+    """How far log magnitudes are from the mean of a few hundred Hz around them, in loud frames."""
+    spectrum = torch.stft(audio, 512, window=torch.hann_window(512), return_complex=True).abs()
+    loud = spectrum[:, spectrum.sum(0) > 0.3 * spectrum.sum(0).max()]
+    matrix = filter_matrix(len(loud), 31, 1.0) - torch.eye(len(loud), dtype=torch.float64)
+    return (matrix @ (loud.double() + 1e-5).log()).std().item()
+
+
+def test_flat_spectra_stay_flat_and_peaks_rise_by_their_part() -> None:
+    matrix = filter_matrix(40, 9, 0.1)
+    assert torch.allclose(matrix @ torch.full((40,), -3.0, dtype=torch.float64), torch.tensor(-3.0).double())
+    peak = torch.zeros(40, dtype=torch.float64)
+    peak[20] = 9.0
+    around = matrix @ peak
+    assert around[20].item() == pytest.approx(9 + 0.1 * (9 - 1))
+    assert around[16].item() == pytest.approx(-0.1)
+    assert around[15].item() == 0
+    # At the ends the mean is of what there is.
+    peak = torch.zeros(40, dtype=torch.float64)
+    peak[0] = 5.0
+    assert (matrix @ peak)[0].item() == pytest.approx(5 + 0.1 * (5 - 1))
+
+
+@pytest.mark.parametrize("name", ["speech-1k", "speech-3k", "speech-7k"])
+def test_sharpened_speech_has_more_contrast_and_the_same_level(name: str) -> None:
+    checkpoint = checkpoints.find(name)
+    model, audio = checkpoints.load(checkpoint), speech()
+    codes, before = model.encode(audio[None]), decoded(model, audio)
+    sharpen(model, 0.1, [audio])
+    assert torch.equal(model.encode(audio[None]), codes)
+    after = decoded(model, audio)
+    assert 1.03 < contrast(after) / contrast(before) < 1.2
+    louder = 10 * (after.square().sum() / before.square().sum()).log10().item()
+    assert abs(louder) < 0.3
+
+
+def test_export_sharpens_and_says_so(run: Run, config: Path, tmp_path: Path) -> None:
+    # A run that has just been started with the shipped weights.
+    started = tmp_path / "run"
+    recipe = yaml.safe_load((ROOT / "examples/speech/speech-3k.yaml").read_text())
+    recipe["data"] = {**yaml.safe_load(config.read_text())["data"], "crop_seconds": 0.5}
+    own = checkpoints.find("speech-3k")
+    shutil.copytree(own.folder, started / "best")
+    (started / "config.yaml").write_text(yaml.safe_dump(recipe))
+    (started / "log.jsonl").write_text(json.dumps({"step": 1, "minutes": 0.1}) + "\n")
+    test = tmp_path / "test"
+    test.mkdir()
+    shutil.copy(CLIP, test)
+
+    target = tmp_path / "clear"
+    options = ("--test", test, "--metrics", "stoi", "--name", "clear", "--quiet")
+    result = run("export", started, target, *options, "--sharpen", "0.1")
+    assert result.returncode == 0, result.stderr.decode()
+    assert "| sharpened | by 0.1 (`q2d2 export --sharpen`) |" in (target / "README.md").read_text()
+    before, after = (checkpoints.read_safetensors(folder / "model.safetensors") for folder in (own.folder, target))
+    changed = {key for key in before if not torch.equal(before[key].float(), after[key].float())}
+    assert changed == {"decoder.head.out.weight", "decoder.head.out.bias"}
+    half = len(before["decoder.head.out.bias"]) // 2
+    assert torch.equal(before["decoder.head.out.bias"][half:], after["decoder.head.out.bias"][half:]), "phases stay"
+
+    # Levels are set by the run's validation data.
+    recipe["data"]["valid"] = str(tmp_path / "nowhere")
+    (started / "config.yaml").write_text(yaml.safe_dump(recipe))
+    result = run("export", started, target, *options, "--sharpen", "0.1", "--force")
+    assert (result.returncode, result.stderr.decode().count("\n")) == (2, 1)
+    assert "nowhere" in result.stderr.decode()
+
+
+def test_a_student_has_no_decoder_to_sharpen(run: Run, config: Path, tmp_path: Path) -> None:
+    started = tmp_path / "run"
+    recipe = yaml.safe_load((ROOT / "examples/speech/distill-3k.yaml").read_text())
+    recipe["data"] = {**yaml.safe_load(config.read_text())["data"], "crop_seconds": 0.5}
+    shutil.copytree(checkpoints.find("speech-3k-small").folder, started / "best")
+    (started / "config.yaml").write_text(yaml.safe_dump(recipe))
+    (started / "log.jsonl").write_text(json.dumps({"step": 1, "minutes": 0.1}) + "\n")
+    result = run("export", started, tmp_path / "speech-3k-small", "--test", CLIP, "--sharpen", "0.1")
+    assert result.returncode == 2
+    assert f"has {checkpoints.find('speech-3k').config.name}'s" in result.stderr.decode()
+    assert not (tmp_path / "speech-3k-small").exists()
