@@ -56,6 +56,7 @@ PLACES = {
     "detokenize model": ("detokenize", "tokens", "-o", "wavs", "-m", "@"),
     "context model": ("context", "@", "--data", "refs", "-o", "c", *SHORTEST),
     "context data": ("context", "-f", "tiny", "--data", "@", "-o", "c", *SHORTEST),
+    "context init": ("context", "tiny", "--data", "refs", "-o", "c", "--init", "@", *SHORTEST),
     "context out": ("context", "tiny", "--data", "refs", "-o", "@", *SHORTEST),
     "demo host": ("demo", "--port", "0", "--host", "@"),
     "analyze": ("analyze", "@", "-m", "tiny"),

@@ -16,6 +16,7 @@ import pytest
 from conftest import CLIP, ROOT, Run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from q2d2cli import checkpoints
 from q2d2cli.container.coding import library, ranges
@@ -328,6 +329,24 @@ def test_training_counts_the_bits_that_are_spent() -> None:
     assert abs(8 * len(coded) / expected - 1) < 0.01
 
 
+def test_a_network_goes_on_from_another() -> None:
+    import torch
+
+    from q2d2cli.training import context
+
+    tokens = np.concatenate(random_blocks(0, [400] * 8, 1)).reshape(8, 400, -1)
+    first = context.train_network(tokens, SPEC, 30, 0, lambda *_: None)
+    again = context.Network(SPEC, torch.Generator().manual_seed(1))
+    again.begin_with(first)
+    assert all(np.array_equal(tensor, first[name]) for name, tensor in again.export().items())
+    # A step further it is near to it, and better than one that has just begun.
+    crops = torch.from_numpy(tokens[:, :100].astype(np.int64))
+    further, fresh = context.Network(SPEC, torch.Generator()), context.Network(SPEC, torch.Generator())
+    further.begin_with(context.train_network(tokens, SPEC, 1, 1, lambda *_: None, first))
+    fresh.begin_with(context.train_network(tokens, SPEC, 1, 1, lambda *_: None))
+    assert further.bits(crops).item() < fresh.bits(crops).item()
+
+
 def test_the_command_makes_one(run: Run, tiny: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -338,8 +357,19 @@ def test_the_command_makes_one(run: Run, tiny: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert library.load(out).weights == checkpoints.fingerprint(tiny / checkpoints.WEIGHTS_NAME)
     assert "already exists: use --force" in run(*command).stderr.decode()
+    further = tmp_path / "further.safetensors"
+    done = run(*command[:-4], "--out", further, "--minutes", "0.2", "--steps", "1", "--seed", "1", "--init", out)
+    assert done.returncode == 0, done.stderr
+    before, after = load_file(out), load_file(further)
+    assert all(np.abs(before[name].astype(int) - after[name]).max() <= 1 for name in before if "bias" not in name)
     assert run(*command, "--force", "--kind", "adaptive").returncode == 0
     assert isinstance(library.load(out), TableModel)
+    for more, words in ((["--kind", "static"], "for recurrent"), ([], "holds tables")):
+        wrong = run(*command, "--force", "--init", out, *more)
+        assert (wrong.returncode, wrong.stderr.decode().count("\n")) == (2, 1)
+        assert words in wrong.stderr.decode()
+    other = checkpoints.find("speech-3k").folder / checkpoints.CONTEXT_NAME
+    assert "is for grids of" in run(*command, "--force", "--init", other).stderr.decode()
     wrong = run(*command, "--force", "--kind", "best")
     assert (wrong.returncode, wrong.stderr.decode().count("\n")) == (2, 1)
     empty = run("context", tiny, "--data", tmp_path / "nothing", "--out", tmp_path / "x")

@@ -39,6 +39,16 @@ def context(
     ] = "recurrent",
     minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Of audio to learn from.")] = 300.0,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Of training the recurrent network.")] = 3000,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            "--init",
+            help="A context.safetensors to begin with, of an earlier version of the model, say.",
+            show_default=False,
+            parser=named,
+            metavar="FILE",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
     force: Force = False,
     device: Device = "auto",
@@ -57,6 +67,8 @@ def context(
         raise UsageError(f"unknown kind {kind!r}: choose from {', '.join(KINDS)}")
     from q2d2cli import checkpoints
 
+    if init is not None and kind != "recurrent":
+        raise UsageError(f"--init is for recurrent networks, not for {kind} tables: leave one of them out")
     target = checkpoints.find(model).whole().folder / CONTEXT_NAME if out is None else out
     if target.exists() and not force:
         raise UsageError(f"{target} already exists: use --force to overwrite it; files encoded with it need it")
@@ -66,7 +78,7 @@ def context(
     from q2d2cli.training.context import make
 
     codec = Codec.from_pretrained(model, device)
-    make(codec, data, target, kind=kind, minutes=minutes, steps=steps, seed=seed, report=reporter(quiet))
+    make(codec, data, target, kind=kind, minutes=minutes, steps=steps, seed=seed, report=reporter(quiet), start=init)
     if not quiet:
         print(f"{target}: {target.stat().st_size} bytes", file=sys.stderr)
     return 0

@@ -12,12 +12,13 @@ import soundfile
 import torch
 import torch.nn.functional as F
 import torchaudio
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from q2d2cli.audio.reading import read_mono
 from q2d2cli.codec import Codec
 from q2d2cli.container.coding import library
-from q2d2cli.container.coding.recurrent import HIDDEN_BITS, MAX_POINTS, PRE_BITS, WEIGHT_BITS
+from q2d2cli.container.coding.recurrent import HIDDEN_BITS, MAX_POINTS, PRE_BITS, WEIGHT_BITS, RecurrentModel
 from q2d2cli.container.labelling import coordinates, shapes
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.models.precision import has_bfloat16
@@ -58,6 +59,7 @@ def make(
     steps: int,
     seed: int,
     report: Report,
+    start: Path | None = None,
 ) -> None:
     """Train a context model and write it.
 
@@ -70,20 +72,42 @@ def make(
         steps: of training the recurrent network.
         seed: decides everything.
         report: told how far it is.
+        start: file of a recurrent network whose weights this one begins with: of the model's version before, say.
 
     Raises:
-        UsageError: if there is no audio, or a grid is too large for a context model.
+        UsageError: if there is no audio, a grid is too large for a context model, or `start` is for other grids.
+        Q2D2Error: if `start` cannot be read or is damaged.
     """
     if max(codec.quantizer.sizes) > MAX_POINTS:
         raise UsageError(
             f"a grid of {max(codec.quantizer.sizes)} points is too large for a context model: {MAX_POINTS} is the most"
         )
+    before = None if start is None else first_weights(start, codec.quantizer)
     tokens = gather(codec, folder, minutes, seed, report)
     if kind == "recurrent":
-        tensors = train_network(tokens, codec.quantizer, steps, seed, report)
+        tensors = train_network(tokens, codec.quantizer, steps, seed, report, before)
     else:
         tensors = count_tables(tokens, codec.quantizer, ADAPTIVE_STEP if kind == "adaptive" else 0)
     library.save(target, kind, tensors, codec.fingerprint)
+
+
+def first_weights(path: Path, spec: QuantizerSpec) -> Tensors:
+    """What `Network.begin_with` takes, of a file.
+
+    Raises:
+        UsageError: if it holds no recurrent network, or one for other grids.
+        Q2D2Error: if it cannot be read or is damaged.
+    """
+    model = library.load(path)
+    if not isinstance(model, RecurrentModel):
+        raise UsageError(f"{path} holds tables: --init takes a recurrent network")
+    if model.sizes != spec.sizes:
+        here, there = (" x ".join(map(str, sizes)) for sizes in (spec.sizes, model.sizes))
+        raise UsageError(f"{path} is for grids of {there} points, the model's have {here}: leave --init out")
+    tensors = load_file(path)
+    if (tensors["hidden.0"].shape, len(tensors["input.0"])) != ((UNITS, WIDTH), EMBEDDED):
+        raise UsageError(f"{path} holds a network of another size than this q2d2 makes: leave --init out")
+    return tensors
 
 
 def gather(codec: Codec, folder: Path, minutes: float, seed: int, report: Report) -> np.ndarray:
@@ -164,7 +188,9 @@ def count_tables(tokens: np.ndarray, spec: QuantizerSpec, step: int) -> Tensors:
     return tensors
 
 
-def train_network(tokens: np.ndarray, spec: QuantizerSpec, steps: int, seed: int, report: Report) -> Tensors:
+def train_network(
+    tokens: np.ndarray, spec: QuantizerSpec, steps: int, seed: int, report: Report, start: Tensors | None = None
+) -> Tensors:
     """Train the recurrent network.
 
     Args:
@@ -173,12 +199,15 @@ def train_network(tokens: np.ndarray, spec: QuantizerSpec, steps: int, seed: int
         steps: of `BATCH` crops of `FRAMES` frames.
         seed: decides everything.
         report: told of the steps, and the bits per frame of late.
+        start: weights to begin with, as `Network.begin_with` takes them; None for random ones.
 
     Returns:
         What `RecurrentModel` takes.
     """
     generator = torch.Generator().manual_seed(seed)
     network = Network(spec, generator)
+    if start is not None:
+        network.begin_with(start)
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
     known = torch.from_numpy(tokens.astype(np.int64))
     rows, frames, _ = known.shape
@@ -304,6 +333,17 @@ class Network(nn.Module):
             # Logits are in bits.
             total = total + F.cross_entropy(logits.flatten(0, 1) * math.log(2), crops[..., j].flatten())
         return total / math.log(2)
+
+    @torch.no_grad()
+    def begin_with(self, tensors: Tensors) -> None:
+        """Take the weights of what `export` gave; embeddings and logits then have no smooth part to begin with."""
+        for parameter in (*self.embedding_smooth, *self.out_smooth):
+            parameter.zero_()
+        summed = {"embedding": self.embedding, "out": self.out}
+        for name, (value, bits) in self.weights().items():
+            kind, _, pair = name.partition(".")
+            parameter = summed[kind][int(pair)] if kind in summed else value
+            parameter.copy_(torch.from_numpy(tensors[name]).float() / 2.0**bits)
 
     @torch.no_grad()
     def export(self) -> Tensors:
