@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +32,8 @@ WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
 CONTEXT_NAME = "context.safetensors"
 """The context model for entropy coding; a model need not have it."""
+CONTEXTS = "context*.safetensors"
+"""That one and, beside it, those of the weights whose files the model decodes, too."""
 DISCRIMINATORS_NAME = "discriminators.safetensors"
 """For fine-tuning; a model need not have it."""
 EARLIER_NAME = "earlier.json"
@@ -74,6 +76,9 @@ class Checkpoint:
     """Measured quality, as `q2d2 eval --json` gave it; empty if never measured."""
     lender: Lender | None = None
     """Of a student; its weights file may then hold an encoder alone."""
+    decodes: dict[str, bytes] = field(default_factory=dict)
+    """Other weights whose files it decodes, too: earlier ones, from which it went on. Their models' names, and their
+    fingerprints."""
 
     @property
     def weights(self) -> Path:
@@ -83,6 +88,10 @@ class Checkpoint:
     def fingerprint(self) -> bytes:
         """First 8 bytes of the SHA-256 of the weights file; ties a .q2d file to the weights it needs."""
         return fingerprint(self.weights)
+
+    def understands(self, wanted: bytes) -> bool:
+        """Whether it decodes files that name weights with this fingerprint."""
+        return self.fingerprint() == wanted or wanted in self.decodes.values()
 
     def whole(self) -> Checkpoint:
         """The checkpoint with the decoder, which files name: this one, or a student's lender.
@@ -98,7 +107,7 @@ class Checkpoint:
             found = find_weights(name, wanted)
         except UsageError as error:
             raise UsageError(f"model {self.config.name!r} has the decoder of another: {error}") from error
-        if found.fingerprint() != wanted:
+        if not found.understands(wanted):
             how = whereabouts(wanted)
             raise UsageError(
                 f"model {self.config.name!r} has the decoder of {name!r}, weights {wanted.hex()}, but those here are "
@@ -237,11 +246,10 @@ def find(name: str) -> Checkpoint:
 
 
 def find_weights(name: str, wanted: bytes) -> Checkpoint:
-    """The checkpoint with this fingerprint: the model of that name, or another version of it in any model folder or the
-    Hub's cache.
+    """The checkpoint with this fingerprint, in any model folder or the Hub's cache, or else one that decodes its files.
 
     Returns:
-        The model of that name if none has the fingerprint.
+        The model of that name if there is neither.
 
     Raises:
         UsageError: if there is neither.
@@ -250,9 +258,13 @@ def find_weights(name: str, wanted: bytes) -> Checkpoint:
     for checkpoint in here:
         if checkpoint.fingerprint() == wanted:
             return checkpoint
-    for _, checkpoint in from_hub():
+    fetched = [checkpoint for _, checkpoint in from_hub()]
+    for checkpoint in fetched:
         if checkpoint.config.name == name and checkpoint.fingerprint() == wanted:
             return checkpoint
+    heirs = [checkpoint for checkpoint in here + fetched if checkpoint.understands(wanted)]
+    if heirs:
+        return max(heirs, key=lambda checkpoint: version(checkpoint.config.name)[1])
     if here and here[0].folder.name == name:
         return here[0]
     try:
@@ -328,10 +340,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         data = json.loads(path.read_text(encoding="utf-8"))
         lent = data.get("decoder_of")
         lender = None if lent is None else Lender(str(lent["model"]), bytes.fromhex(lent["fingerprint"]))
-        checkpoint = Checkpoint(folder, ModelConfig.model_validate(data["model"]), data.get("metrics", {}), lender)
+        decodes = {str(name): bytes.fromhex(mark) for name, mark in data.get("decodes", {}).items()}
+        config = ModelConfig.model_validate(data["model"])
+        checkpoint = Checkpoint(folder, config, data.get("metrics", {}), lender, decodes)
     except OSError as error:
         raise Q2D2Error(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise Q2D2Error(f"{path} does not describe a q2d2 model: {' '.join(str(error).split())[:200]}") from error
     if not checkpoint.weights.is_file():
         raise Q2D2Error(f"{folder} has no {WEIGHTS_NAME}: the model is incomplete, fetch it again")
@@ -399,24 +413,22 @@ def encoder_alone(names: Iterable[str]) -> bool:
     return all(name.startswith(ENCODER) for name in names)
 
 
-def check_lender(checkpoint: Checkpoint) -> None:
-    """See that what a student borrows is here, reading no weights.
+def decoding_part(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint that a model's decoder is read from: itself, or a student's lender's; no weights are read.
 
     Raises:
-        UsageError: if its lender is not here.
+        UsageError: if a student's lender is not here.
         Q2D2Error: if that is not what the student was made for, or the student's weights are damaged.
     """
     from safetensors import SafetensorError, safe_open
 
     if checkpoint.lender is None:
-        return
+        return checkpoint
     try:
         with safe_open(checkpoint.weights, "np") as file:
-            borrows = encoder_alone(file.keys())
+            return checkpoint.whole() if encoder_alone(file.keys()) else checkpoint
     except (SafetensorError, OSError) as error:
         raise Q2D2Error(f"{checkpoint.weights} is damaged or not safetensors ({error}): fetch it again") from error
-    if borrows:
-        checkpoint.whole()
 
 
 def save(
@@ -426,6 +438,7 @@ def save(
     *,
     half: bool = True,
     lender: Lender | None = None,
+    decodes: dict[str, bytes] | None = None,
 ) -> None:
     """Write `config.json` (without metrics) and `model.safetensors`, each atomically.
 
@@ -435,6 +448,7 @@ def save(
         state: its weights; of a student, perhaps those of its encoder alone.
         half: whether parameters become 16-bit floats; buffers (a vector quantizer's statistics) stay as they are.
         lender: the model that quantizer and decoder are from, unchanged.
+        decodes: other weights whose files the model decodes, as `Checkpoint.decodes`.
 
     Raises:
         Q2D2Error: if a weight is not finite in 16 bits, or the folder cannot be written to.
@@ -455,7 +469,7 @@ def save(
     make_folder(folder)
     with atomic_output(folder / WEIGHTS_NAME) as file:
         file.write(to_bytes(stored))
-    write_config(folder, config, {}, lender)
+    write_config(folder, config, {}, lender, decodes)
 
 
 def save_discriminators(folder: Path, state: dict[str, torch.Tensor]) -> None:
@@ -491,10 +505,18 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise Q2D2Error(f"{path} is damaged or not safetensors ({error}): fetch it again") from error
 
 
-def write_config(folder: Path, config: ModelConfig, metrics: dict[str, float], lender: Lender | None = None) -> None:
+def write_config(
+    folder: Path,
+    config: ModelConfig,
+    metrics: dict[str, float],
+    lender: Lender | None = None,
+    decodes: dict[str, bytes] | None = None,
+) -> None:
     """Write `config.json` atomically."""
     data: dict[str, Any] = {"model": config.model_dump(mode="json"), "metrics": metrics}
     if lender is not None:
         data["decoder_of"] = {"model": lender.model, "fingerprint": lender.fingerprint.hex()}
+    if decodes:
+        data["decodes"] = {name: mark.hex() for name, mark in decodes.items()}
     with atomic_output(folder / CONFIG_NAME) as file:
         file.write((json.dumps(data, indent=2) + "\n").encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -184,6 +184,7 @@ class Codec(Coder):
         fingerprint: identifies the weights (8 bytes).
         context: the context model for entropy coding, if there is one for these weights.
         lender: the model whose decoder a student has.
+        decodes: fingerprints of other weights whose files it decodes, too.
 
     Examples:
         >>> codec = Codec.from_pretrained("speech-3k", device="cpu")
@@ -203,8 +204,10 @@ class Codec(Coder):
         fingerprint: bytes,
         context: ContextModel | None = None,
         lender: Lender | None = None,
+        decodes: Collection[bytes] = (),
     ) -> None:
-        super().__init__(TorchNetwork(model) if isinstance(model, CodecModel) else model, fingerprint, context, lender)
+        network = TorchNetwork(model) if isinstance(model, CodecModel) else model
+        super().__init__(network, fingerprint, context, lender, decodes)
 
     @property
     def model(self) -> CodecModel:

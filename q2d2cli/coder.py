@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -33,6 +33,7 @@ class Coder:
         fingerprint: identifies the weights that decode, which files name (8 bytes).
         decoder: name of the model that those are from, which files have: its own, or a student's lender's.
         encoder_fingerprint: identifies the weights that encode; the same but for a student.
+        decodes: fingerprints of other weights whose files it decodes, too.
         context: the context model for entropy coding; None if there is none for these weights.
     """
 
@@ -42,7 +43,9 @@ class Coder:
         fingerprint: bytes,
         context: ContextModel | None = None,
         lender: Lender | None = None,
+        decodes: Collection[bytes] = (),
     ) -> None:
+        self.decodes = frozenset(decodes)
         self.network, self.context = network, context
         self.config = network.config
         self.name = self.decoder = network.config.name
@@ -70,7 +73,7 @@ class Coder:
         checkpoint = checkpoints.find(str(name))
         context = library.open_for(checkpoint)
         network = open_network(checkpoint, device, runtime)
-        return cls(network, checkpoint.fingerprint(), context, checkpoint.lender)
+        return cls(network, checkpoint.fingerprint(), context, checkpoint.lender, checkpoint.decodes.values())
 
     @property
     def sample_rate(self) -> int:
@@ -197,9 +200,13 @@ class Coder:
         """
         return latency(self.config, sample_rate, block_seconds)
 
+    def understands(self, fingerprint: bytes) -> bool:
+        """Whether it decodes tokens of the weights with this fingerprint: its own, or others in `decodes`."""
+        return fingerprint == self.fingerprint or fingerprint in self.decodes
+
     def check(self, header: Header) -> None:
-        """Raise Q2D2Error unless `header` belongs to these weights."""
-        if header.fingerprint != self.fingerprint:
+        """Raise Q2D2Error unless `header` belongs to these weights, or to others whose files they decode."""
+        if not self.understands(header.fingerprint):
             how = checkpoints.whereabouts(header.fingerprint)
             raise Q2D2Error(
                 f"was encoded with model {header.model!r}, weights {header.fingerprint.hex()}, but the model here is "

@@ -32,7 +32,7 @@ from q2d2cli.cli.common import (
     plan,
     raw_format,
 )
-from q2d2cli.errors import Q2D2Error, UsageError
+from q2d2cli.errors import Q2D2Error, UsageError, report
 
 if TYPE_CHECKING:
     from q2d2cli.container.header import Header
@@ -121,6 +121,7 @@ def decode(
 
         check_runtime(runtime, device)
     loaded: dict[str, Coder] = {}
+    told: set[bytes] = set()
     one_by_one = threading.Lock()
 
     def codec_for(header: Header) -> Coder:
@@ -128,7 +129,11 @@ def decode(
             wanted = model or str(find_weights(header.model, header.fingerprint).folder)
             if wanted not in loaded:
                 loaded[wanted] = Coder.from_pretrained(wanted, device, runtime)
-            return loaded[wanted]
+            coder, mark = loaded[wanted], header.fingerprint
+            if mark in coder.decodes and mark not in told and not quiet:
+                told.add(mark)
+                report(f"files of {header.model} are decoded with {coder.name}, which went on from it")
+            return coder
 
     def convert(source: Path, target: Path, progress: Progress) -> Summary:
         kind = "f32le" if test else form

@@ -93,6 +93,15 @@ def export(
             help="Make the peaks of decoded spectra higher and their valleys deeper by this part; 0.1 is much.",
         ),
     ] = 0.0,
+    decodes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--decodes",
+            metavar="MODEL",
+            help="The run went on from this model (name, folder or Hub id), and decodes its files; can be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     with_discriminators: Annotated[
         bool, typer.Option("--with-discriminators", help="Also write the discriminators, for fine-tuning.")
     ] = False,
@@ -117,6 +126,7 @@ def export(
             "--average-with": average_with,
             "--share": share,
             "--sharpen": sharpen,
+            "--decodes": decodes,
             "--with-discriminators": with_discriminators,
         }
         for option, value in in_vain.items():
@@ -153,6 +163,7 @@ def export(
         average_with=average_with or [],
         share=share,
         sharpening=sharpen,
+        decodes=decodes or [],
         name=name,
     )
     specs = [f"q2d2:{folder}", *PEERS]

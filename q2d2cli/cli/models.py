@@ -53,7 +53,8 @@ def list_models(as_json: Json = False) -> int:
                 "megabytes": round(checkpoint.weights.stat().st_size / 1e6, 1),
                 "latency": None if lag is None else {**asdict(lag), "total": lag.total, "sample_rate": RECORDING_RATE},
                 "fingerprint": checkpoint.fingerprint().hex(),
-                "decoder_of": None if checkpoint.lender is None else checkpoint.lender.model,
+                "decoder_of": decoder_of(checkpoint),
+                "decodes": {name: mark.hex() for name, mark in checkpoint.decodes.items()},
                 "context": context_of(checkpoint),
                 "metrics": checkpoint.metrics,
                 "folder": str(checkpoint.folder),
@@ -64,6 +65,16 @@ def list_models(as_json: Json = False) -> int:
     else:
         show(rows)
     return 0
+
+
+def decoder_of(checkpoint: Checkpoint) -> str | None:
+    """The model whose decoder a student has, by the name that it has here; None if it has its own."""
+    if checkpoint.lender is None:
+        return None
+    try:
+        return checkpoint.whole().config.name
+    except Q2D2Error:
+        return checkpoint.lender.model
 
 
 def context_of(checkpoint: Checkpoint) -> str | None:
@@ -207,6 +218,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         if row["decoder_of"]:
             what = f"{row['name']}: another encoder for {row['decoder_of']}, which decodes its files."
             console.print(what, style="dim")
+        if row["decodes"]:
+            console.print(f"{row['name']} decodes the files of {', '.join(row['decodes'])}, too.", style="dim")
     console.print(
         "*: the default. coded: whether it has a context model, with which files take fewer bits than that.",
         style="dim",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from q2d2cli.audio import WavWriter
+from q2d2cli.checkpoints import find_weights
 from q2d2cli.codec import Codec
 from q2d2cli.corpus.folder import TokenFolder, shard_name
 from q2d2cli.corpus.formats import TokenRow
@@ -38,8 +39,9 @@ def decode_corpus(
         Q2D2Error: if a file cannot be written.
     """
     folder = TokenFolder(path)
-    codec = Codec.from_pretrained(model or folder.job.model, device)
-    if codec.fingerprint.hex() != folder.job.fingerprint:
+    weights = folder.job.weights
+    codec = Codec.from_pretrained(model or find_weights(folder.job.model, weights).folder, device)
+    if not codec.understands(weights):
         raise UsageError(
             f"{path} was made with weights {folder.job.fingerprint} of {folder.job.model}, but those here are "
             f"{codec.fingerprint.hex()}: name the folder of the right ones with --model"

@@ -44,6 +44,11 @@ class Job:
     description: dict[str, Any]
 
     @property
+    def weights(self) -> bytes:
+        """The fingerprint as the 8 bytes that it is."""
+        return bytes.fromhex(self.fingerprint)
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """How ids are made."""
         return Vocabulary.read(self.description)
@@ -51,6 +56,7 @@ class Job:
     @classmethod
     def read(cls, fields: dict[str, Any]) -> Job:
         """From a line of a manifest."""
+        bytes.fromhex(fields["fingerprint"])  # a ValueError if it is none
         corpus: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in fields["corpus"].items()
         }

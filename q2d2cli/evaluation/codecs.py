@@ -42,6 +42,7 @@ class Q2D2Subject(CodecSubject):
     """
 
     def __init__(self, model: str, device: str, effort: int = 0, rate_weight: float = 0.0) -> None:
+        from q2d2cli import checkpoints
         from q2d2cli.codec import Codec
         from q2d2cli.streaming import check_search
 
@@ -53,6 +54,10 @@ class Q2D2Subject(CodecSubject):
         self.identity += f":{rate_weight:g}" if rate_weight else ""
         if self.codec.context is not None:
             self.identity += f":context {self.codec.context.fingerprint.hex()}"
+        # A student's decoder may be a later one than that it was taught under.
+        decoder = checkpoints.decoding_part(checkpoints.find(model)).fingerprint()
+        if decoder not in (self.codec.fingerprint, self.codec.encoder_fingerprint):
+            self.identity += f":decoder {decoder.hex()}"
         self.num_quantizers = 1
         self.token_rate = self.codec.frame_rate
         self.sizes = self.codec.quantizer.sizes

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from q2d2cli.checkpoints import CONTEXT_NAME, WEIGHTS_NAME, Checkpoint, joined
+from q2d2cli.checkpoints import CONTEXT_NAME, WEIGHTS_NAME, Checkpoint, decoding_part, joined
 from q2d2cli.container.coding import library
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.files import atomic_output, check_output, make_folder
@@ -42,7 +42,7 @@ def metadata(checkpoint: Checkpoint, part: Part) -> dict[str, str]:
     """What a graph says of itself, as ONNX metadata; on loading it has to be exactly this."""
     config = checkpoint.config
     digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
-    lender = {} if checkpoint.lender is None else {"lender": checkpoint.lender.fingerprint.hex()}
+    lender = {} if checkpoint.lender is None else {"lender": decoding_part(checkpoint).fingerprint().hex()}
     return {
         "layout": str(LAYOUT),
         "part": part,

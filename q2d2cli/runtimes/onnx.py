@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from q2d2cli.checkpoints import Checkpoint, check_lender
+from q2d2cli.checkpoints import Checkpoint, decoding_part
 from q2d2cli.errors import Q2D2Error, UsageError
 from q2d2cli.models.config import ModelConfig
 from q2d2cli.passes import Rate, Results, run_alone
@@ -35,7 +35,7 @@ class OnnxNetwork:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         check_config(checkpoint.config)
-        check_lender(checkpoint)  # even if the graphs hold what it lends: a cache may not decide what works
+        decoding_part(checkpoint)  # even if the graphs hold what it lends: a cache may not decide what works
         self._checkpoint = checkpoint
         self._sizes = np.array(checkpoint.config.quantizer.spec().sizes)
         self._sessions: dict[Part, Any] = {}

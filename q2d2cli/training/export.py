@@ -21,6 +21,8 @@ from q2d2cli.training.sharpen import sharpen
 if TYPE_CHECKING:
     import torch
 
+    from q2d2cli.models.config import ModelConfig
+
 CURVE_NAME = "validation.svg"
 """The run's validations, shown in the card."""
 RECIPE_NAME = "training.yaml"
@@ -70,6 +72,7 @@ def export_run(
     average_with: Sequence[str] = (),
     share: float | None = None,
     sharpening: float = 0.0,
+    decodes: Sequence[str] = (),
     name: str | None = None,
 ) -> Cost:
     """Copy a run's best checkpoint and its configuration to `folder`; metrics and card follow with `add_card`.
@@ -82,11 +85,14 @@ def export_run(
             began with the same weights (Wortsman et al. 2022, Model soups).
         share: of the mean that those have together, in (0, 1); None for as much each as the run.
         sharpening: of the decoder's spectra, as `sharpen` has it; levels are set by the run's validation data.
+        decodes: models (name, folder or Hub id) from which the run went on: their files will decode with this one,
+            as will those that they decode; their context models are copied.
         name: of the model; None for the one in the run's configuration.
 
     Raises:
         UsageError: if `run` holds none, `folder` does not bear the model's name, one to average with is another
-            architecture, or what is to be sharpened has no decoder of its own or no validation data here.
+            architecture, one whose files are to be decoded has other frames or grids, or what is to be sharpened has no
+            decoder of its own or no validation data here.
         Q2D2Error: if the weights are damaged or cannot be written.
     """
     cost = read_cost(run)
@@ -104,6 +110,11 @@ def export_run(
             f"the model's name is {config.name!r}: export it to a folder of that name, not {folder}, "
             "or give it another with --name"
         )
+    forebears = [checkpoints.find(name).whole() for name in decodes]
+    for forebear in forebears:
+        if (change := difference(read_by(forebear.config), read_by(config))) is not None:
+            key, there, here = change
+            raise UsageError(f"cannot decode the files of {forebear.config.name}: its {key} is {there}, here {here}")
     judges = checkpoints.load_discriminators(run / "best") if with_discriminators else None
     if with_discriminators and judges is None:
         raise UsageError(f"{run} has no discriminators: leave --with-discriminators out")
@@ -121,12 +132,30 @@ def export_run(
             raise UsageError(f"--sharpen changes a decoder, and {config.name} has {lender.model}'s: leave it out")
         state = sharpened(best, state, sharpening, read_config(run / RUN_CONFIG_NAME))
         cost = replace(cost, sharpened=sharpening)
-    checkpoints.save(folder, config, state if lender is None else own_part(best, state), lender=lender)
+    known = {name: mark for forebear in forebears for name, mark in (*forebear.decodes.items(), own_mark(forebear))}
+    own = state if lender is None else own_part(best, state)
+    checkpoints.save(folder, config, own, lender=lender, decodes=known)
+    for forebear in forebears:
+        for path in sorted(forebear.folder.glob(checkpoints.CONTEXTS)):
+            own_context = path.name == checkpoints.CONTEXT_NAME
+            copy = folder / (f"{path.stem}-{forebear.config.name}{path.suffix}" if own_context else path.name)
+            with atomic_output(copy) as file:
+                file.write(path.read_bytes())
     with atomic_output(folder / RECIPE_NAME) as file:
         file.write(recipe)
     if judges is not None:
         checkpoints.save_discriminators(folder, judges)
     return cost
+
+
+def read_by(config: ModelConfig) -> dict[str, Any]:
+    """What two models have in common if one decodes the other's files."""
+    return config.model_dump(mode="json", include={"sample_rate", "hop", "quantizer"})
+
+
+def own_mark(checkpoint: checkpoints.Checkpoint) -> tuple[str, bytes]:
+    """Name and fingerprint of a model."""
+    return checkpoint.config.name, checkpoint.fingerprint()
 
 
 def own_part(student: checkpoints.Checkpoint, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -189,7 +218,7 @@ def add_card(folder: Path, *, cost: Cost, measured: dict[str, Any], command: str
     checkpoint = checkpoints.open_checkpoint(folder)
     scores = measured["codecs"][0]["datasets"]["all"]
     metrics = {name: mean for name in measured["metrics"] if (mean := scores[name]["mean"]) is not None}
-    checkpoints.write_config(folder, checkpoint.config, metrics, checkpoint.lender)
+    checkpoints.write_config(folder, checkpoint.config, metrics, checkpoint.lender, checkpoint.decodes)
     card = model_card(folder, checkpoint, cost=cost, measured=measured, command=command, notes=notes)
     with atomic_output(folder / checkpoints.CARD_NAME) as file:
         file.write(card.encode())
@@ -219,6 +248,7 @@ def model_card(
     )
     fingerprint, _, context = own["identity"].removeprefix("q2d2:").partition(":context ")
     more = average_row(cost) + sharpened_row(cost) + agreement_row(cost) + lender_row(checkpoint)
+    more += decodes_row(checkpoint)
     coded = f", context model `{context}`" if context else ""
     return f"""# {config.name}
 
@@ -285,3 +315,9 @@ def lender_row(checkpoint: checkpoints.Checkpoint) -> str:
         return ""
     name, weights = checkpoint.lender.model, checkpoint.lender.fingerprint.hex()
     return f"\n| decoder | that of {name}, weights `{weights}`: files name these, and that model decodes them |"
+
+
+def decodes_row(checkpoint: checkpoints.Checkpoint) -> str:
+    """One more row of the card's first table, if it decodes the files of earlier weights."""
+    known = ", ".join(f"{name} (weights `{mark.hex()}`)" for name, mark in checkpoint.decodes.items())
+    return f"\n| decodes | its own files, and those of {known} |" if known else ""

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from q2d2cli.checkpoints import CONTEXT_NAME, FINGERPRINT_BYTES, Checkpoint, model_folders
+from q2d2cli.checkpoints import CONTEXT_NAME, CONTEXTS, FINGERPRINT_BYTES, Checkpoint, model_folders
 from q2d2cli.container.coding.context import ContextModel
 from q2d2cli.container.coding.recurrent import RecurrentModel
 from q2d2cli.container.coding.tables import TableModel
@@ -145,8 +145,8 @@ def find_for(weights: bytes) -> ContextModel | None:
 
 def here() -> Iterator[ContextModel]:
     """All context models in models' folders; damaged ones are passed over, as somebody else's business."""
-    paths = [folder / CONTEXT_NAME for folder in _folders]
-    paths += [path for root in model_folders() for path in sorted(root.glob(f"*/{CONTEXT_NAME}"))]
+    paths = [path for folder in _folders for path in sorted(folder.glob(CONTEXTS))]
+    paths += [path for root in model_folders() for path in sorted(root.glob(f"*/{CONTEXTS}"))]
     for path in paths:
         with contextlib.suppress(Q2D2Error):
             yield load(path)

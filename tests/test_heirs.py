@@ -1,0 +1,146 @@
+"""Weights that went on from others decode their files: single ones, students', whole corpora."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from conftest import CLIP, TINY, Run, one_line
+
+from q2d2cli import Codec, checkpoints
+from q2d2cli.checkpoints import Lender
+from q2d2cli.container.coding import library
+from q2d2cli.evaluation.codecs import Q2D2Subject
+from q2d2cli.models.config import SpectralEncoderConfig
+from q2d2cli.models.model import CodecModel
+
+
+@dataclass
+class Family:
+    """A folder of models: `tiny`, with a context model, and `tiny-v2`, exported from a run that went on from it."""
+
+    models: Path
+    environment: dict[str, str]
+    export: tuple[str | Path, ...]
+    """The command that made `tiny-v2`."""
+
+
+@pytest.fixture
+def family(run: Run, config: Path, tiny: Path, tmp_path: Path) -> Family:
+    models = tmp_path / "models"
+    shutil.copytree(tiny, models / "tiny")
+    environment = {"Q2D2_MODELS": str(models), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    made = run(
+        "context", "tiny", "--data", CLIP.parent, "--kind", "static", "--minutes", "0.2", environment=environment
+    )
+    assert made.returncode == 0, made.stderr.decode()
+    started = tmp_path / "run"
+    recipe = yaml.safe_load(config.read_text())
+    model = checkpoints.load(checkpoints.open_checkpoint(tiny))
+    with torch.no_grad():
+        model.decoder.head.out.bias[: TINY.decoder.n_fft(TINY.hop) // 2 + 1] += 1.0
+    checkpoints.save(started / "best", TINY, model.state_dict())
+    (started / "config.yaml").write_text(yaml.safe_dump(recipe))
+    (started / "log.jsonl").write_text(json.dumps({"step": 1, "minutes": 0.1}) + "\n")
+    export = ("export", started, models / "tiny-v2", "--name", "tiny-v2", "--test", CLIP, "--metrics", "stoi")
+    done = run(*export, "--decodes", "tiny", environment=environment)
+    assert done.returncode == 0, done.stderr.decode()
+    return Family(models, environment, export)
+
+
+def loudness(path: Path) -> float:
+    return float(np.sqrt(np.mean(soundfile.read(path)[0] ** 2)))
+
+
+def test_files_decode_with_the_weights_that_went_on(run: Run, family: Family, tmp_path: Path) -> None:
+    old = checkpoints.open_checkpoint(family.models / "tiny").fingerprint()
+    card = (family.models / "tiny-v2/README.md").read_text()
+    assert f"| decodes | its own files, and those of tiny (weights `{old.hex()}`) |" in card
+    files = [tmp_path / "files" / f"{name}.q2d" for name in "ab"]
+    files[0].parent.mkdir()
+    for file in files:
+        assert run("encode", "-m", "tiny", CLIP, file, environment=family.environment).returncode == 0
+    assert json.loads(run("info", "--json", files[0]).stdout)["payload"] == "coded"
+
+    # As long as the weights are here, they decode.
+    exact = run("decode", files[0], tmp_path / "exact.wav", environment=family.environment)
+    assert exact.returncode == 0
+    assert b"went on" not in exact.stderr
+    shutil.move(family.models / "tiny", tmp_path / "tiny")
+    later = run("decode", files[0].parent, "--out-dir", tmp_path / "later", environment=family.environment)
+    assert later.returncode == 0, later.stderr.decode()
+    assert later.stderr.decode().count("files of tiny are decoded with tiny-v2, which went on from it\n") == 1
+    assert loudness(tmp_path / "later/a.wav") > 1.5 * loudness(tmp_path / "exact.wav")
+    quiet = run("decode", "--quiet", files[0], tmp_path / "quiet.wav", environment=family.environment)
+    assert (quiet.returncode, quiet.stderr) == (0, b"")
+    rows = json.loads(run("models", "--json", environment=family.environment).stdout)
+    assert [row["decodes"] for row in rows if row["name"] == "tiny-v2"] == [{"tiny": old.hex()}]
+    assert "tiny-v2 decodes the files of tiny, too." in run("models", environment=family.environment).stdout.decode()
+
+    # One way only: the earlier weights know nothing of the later ones.
+    new = tmp_path / "new.q2d"
+    assert run("encode", "-m", "tiny-v2", CLIP, new, environment=family.environment).returncode == 0
+    one_line(run("decode", new, "-m", tmp_path / "tiny", tmp_path / "x.wav"), 1, "get those weights")
+
+
+def test_later_weights_hand_it_on(run: Run, family: Family, tmp_path: Path) -> None:
+    file = tmp_path / "a.q2d"
+    assert run("encode", "-m", "tiny", CLIP, file, environment=family.environment).returncode == 0
+    third = [family.models / "tiny-v3" if word == family.models / "tiny-v2" else word for word in family.export]
+    third[third.index("tiny-v2")] = "tiny-v3"
+    assert run(*third, "--decodes", "tiny-v2", environment=family.environment).returncode == 0
+    found = checkpoints.open_checkpoint(family.models / "tiny-v3")
+    assert list(found.decodes) == ["tiny", "tiny-v2"]
+    shutil.rmtree(family.models / "tiny")
+    shutil.rmtree(family.models / "tiny-v2")
+    assert run("decode", file, tmp_path / "a.wav", environment=family.environment).returncode == 0
+
+
+def test_models_with_other_frames_are_refused(run: Run, family: Family) -> None:
+    config = TINY.model_copy(update={"name": "other", "hop": 2 * TINY.hop})
+    checkpoints.save(family.models / "other", config, CodecModel(config).state_dict())
+    refused = run(*family.export, "--force", "--decodes", "other", environment=family.environment)
+    one_line(refused, 2, f"cannot decode the files of other: its hop is {2 * TINY.hop}, here {TINY.hop}")
+
+
+def test_a_student_borrows_from_them(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("Q2D2_MODELS", str(family.models))
+    monkeypatch.setattr(library, "_folders", [])
+    config = TINY.model_copy(update={"name": "small", "encoder": SpectralEncoderConfig(dim=8, hidden=16, layers=1)})
+    state = {f"encoder.{name}": tensor for name, tensor in CodecModel(config).encoder.state_dict().items()}
+    lender = Lender("tiny", checkpoints.open_checkpoint(family.models / "tiny").fingerprint())
+    checkpoints.save(family.models / "small", config, state, lender=lender)
+    first = Q2D2Subject("small", "cpu")
+    shutil.rmtree(family.models / "tiny")
+    second = Q2D2Subject("small", "cpu")
+    assert first.identity != second.identity
+    # Its files still name the weights whose tokens they are, and are as small as before.
+    assert second.codec.fingerprint == lender.fingerprint
+    assert second.codec.context is not None
+    audio, rate = soundfile.read(CLIP, dtype="float32")
+    tokens = second.codec.encode(audio[:rate], rate)
+    heir = Codec.from_pretrained("tiny-v2", "cpu")
+    assert torch.equal(heir.decode(tokens), second.codec.decode(tokens))
+    assert torch.equal(first.codec.decode(tokens), first.codec.decode(first.codec.encode(audio[:rate], rate)))
+    assert not torch.equal(first.codec.decode(tokens), heir.decode(tokens))
+    onnx = Codec.from_pretrained("small", runtime="onnx")
+    assert (onnx.decode(tokens) - heir.decode(tokens)).abs().max() < 0.01
+
+
+def test_corpora_decode_with_them(run: Run, family: Family, tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    shutil.copy(CLIP, corpus)
+    assert run("tokenize", corpus, "--out", out, "-m", "tiny", environment=family.environment).returncode == 0
+    shutil.rmtree(family.models / "tiny")
+    wavs = tmp_path / "wavs"
+    done = run("detokenize", out, "--out", wavs, environment=family.environment)
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(list(wavs.glob("*.wav"))) == 1
