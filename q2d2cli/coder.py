@@ -75,6 +75,32 @@ class Coder:
         network = open_network(checkpoint, device, runtime)
         return cls(network, checkpoint.fingerprint(), context, checkpoint.lender, checkpoint.decodes.values())
 
+    @classmethod
+    def for_weights(cls, model: str, fingerprint: bytes | str, device: str = "auto", runtime: str = "torch") -> Self:
+        """Load a model that decodes tokens of certain weights, those that a file or a corpus of tokens names.
+
+        It is these weights if they are here, under whatever name, or else later ones that went on from them and decode
+        their files.
+
+        Args:
+            model: its name.
+            fingerprint: of the weights, 8 bytes or 16 hexadecimal digits.
+            device: as `from_pretrained` takes it.
+            runtime: the same.
+
+        Raises:
+            UsageError: if there is none, or `fingerprint` is none; as `from_pretrained`.
+            Q2D2Error: if the checkpoint is damaged.
+        """
+        try:
+            weights = bytes.fromhex(fingerprint) if isinstance(fingerprint, str) else fingerprint
+        except ValueError as error:
+            raise UsageError(f"{fingerprint!r} is no fingerprint: it has 16 hexadecimal digits") from error
+        coder = cls.from_pretrained(checkpoints.find_weights(model, weights).folder, device, runtime)
+        if not coder.understands(weights):
+            raise UsageError(f"tokens are those of {coder.foreign(model, weights)}")
+        return coder
+
     @property
     def sample_rate(self) -> int:
         """The model's own rate, Hz."""
@@ -204,15 +230,19 @@ class Coder:
         """Whether it decodes tokens of the weights with this fingerprint: its own, or others in `decodes`."""
         return fingerprint == self.fingerprint or fingerprint in self.decodes
 
+    def foreign(self, model: str, weights: bytes) -> str:
+        """Why it does not decode tokens of that model, and what to do about it."""
+        how = checkpoints.whereabouts(weights)
+        return (
+            f"model {model!r}, weights {weights.hex()}, but the model here is {self.name!r}, weights "
+            f"{self.fingerprint.hex()}: get those weights "
+            + (f"({how})" if how else "and name their folder as the model")
+        )
+
     def check(self, header: Header) -> None:
         """Raise Q2D2Error unless `header` belongs to these weights, or to others whose files they decode."""
         if not self.understands(header.fingerprint):
-            how = checkpoints.whereabouts(header.fingerprint)
-            raise Q2D2Error(
-                f"was encoded with model {header.model!r}, weights {header.fingerprint.hex()}, but the model here is "
-                f"{self.name!r}, weights {self.fingerprint.hex()}: get those weights "
-                + (f"({how})" if how else "and name their folder as the model")
-            )
+            raise Q2D2Error(f"was encoded with {self.foreign(header.model, header.fingerprint)}")
         if (header.quantizer, header.hop, header.sample_rate) != (self.quantizer, self.config.hop, self.sample_rate):
             raise Q2D2Error(f"has a header that contradicts its model {self.name!r}")
 

@@ -17,6 +17,7 @@ from conftest import CLIP, TINY, Run, one_line
 from q2d2cli import Codec, checkpoints
 from q2d2cli.checkpoints import Lender
 from q2d2cli.container.coding import library
+from q2d2cli.errors import UsageError
 from q2d2cli.evaluation.codecs import Q2D2Subject
 from q2d2cli.models.config import SpectralEncoderConfig
 from q2d2cli.models.model import CodecModel
@@ -134,13 +135,34 @@ def test_a_student_borrows_from_them(family: Family, monkeypatch: pytest.MonkeyP
     assert (onnx.decode(tokens) - heir.decode(tokens)).abs().max() < 0.01
 
 
+def test_a_codec_for_weights(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("Q2D2_MODELS", str(family.models))
+    mark = checkpoints.open_checkpoint(family.models / "tiny").fingerprint()
+    assert Codec.for_weights("tiny", mark, "cpu").name == "tiny"
+    shutil.rmtree(family.models / "tiny")
+    assert Codec.for_weights("tiny", mark.hex(), "cpu").name == "tiny-v2"
+    with pytest.raises(UsageError, match="tokens are those of model 'tiny-v2', weights 0000000000000000"):
+        Codec.for_weights("tiny-v2", bytes(8), "cpu")
+    with pytest.raises(UsageError, match="'tiny' is no fingerprint"):
+        Codec.for_weights("tiny", "tiny")
+    with pytest.raises(UsageError, match="no model 'other'"):
+        Codec.for_weights("other", bytes(8))
+
+
 def test_corpora_decode_with_them(run: Run, family: Family, tmp_path: Path) -> None:
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     corpus.mkdir()
     shutil.copy(CLIP, corpus)
     assert run("tokenize", corpus, "--out", out, "-m", "tiny", environment=family.environment).returncode == 0
     shutil.rmtree(family.models / "tiny")
+    torch.manual_seed(1)
+    checkpoints.save(tmp_path / "kept", TINY, CodecModel(TINY).state_dict())
     wavs = tmp_path / "wavs"
     done = run("detokenize", out, "--out", wavs, environment=family.environment)
     assert done.returncode == 0, done.stderr.decode()
     assert len(list(wavs.glob("*.wav"))) == 1
+    one_line(
+        run("detokenize", out, "--out", wavs, "-m", tmp_path / "kept", environment=family.environment),
+        2,
+        f"{out} was made with model 'tiny', weights",
+    )

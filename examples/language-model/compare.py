@@ -22,6 +22,7 @@ from train import bits_of, clips_of, read_tokens
 from q2d2cli import Codec
 from q2d2cli.container.coding.blocks import BlockCoder
 from q2d2cli.container.coding.context import ContextModel
+from q2d2cli.container.coding.library import find_for
 from q2d2cli.corpus.vocabulary import Vocabulary
 
 COLUMNS = (
@@ -59,7 +60,9 @@ def row_of(run: Path, folder: str | None) -> str:
     known = [vocabulary.to_indices(np.array(row["codes"])) for row in learned]
     asked = [vocabulary.to_indices(np.array(row["codes"])) for row in held_out]
     frames = sum(map(len, asked))
-    codec = Codec.from_pretrained(folder or audio["model"], device="cpu")
+    weights = audio["model"], audio["fingerprint"]
+    codec = Codec.from_pretrained(folder) if folder else Codec.for_weights(*weights)
+    context = find_for(bytes.fromhex(audio["fingerprint"]))
     bits = bits_of(model, clips_of(model, held_out))
     columns = [
         audio["model"],
@@ -67,7 +70,7 @@ def row_of(run: Path, folder: str | None) -> str:
         f"{about['minutes']:g}",
         f"{sum(math.log2(size) for size in audio['pair_sizes']):.2f}",
         f"{alone(known, asked, audio['pair_sizes']) / frames:.2f}",
-        "–" if codec.context is None else f"{coded(codec.context, codec, asked) / frames:.2f}",
+        "–" if context is None else f"{coded(context, codec, asked) / frames:.2f}",
         f"{bits * each:.2f}",
         f"{2**bits:.1f}",
         f"{bits * each * audio['frame_rate']:.0f}",

@@ -50,7 +50,8 @@ def main() -> None:
     about = json.loads((given.run / "training.json").read_text())
     if given.voice not in (None, *model.config.voices):
         parser.error(f"no voice {given.voice!r}: choose from {', '.join(model.config.voices)}")
-    codec = Codec.from_pretrained(given.codec or model.config.audio["model"], device="cpu")
+    weights = model.config.audio["model"], model.config.audio["fingerprint"]
+    codec = Codec.from_pretrained(given.codec) if given.codec else Codec.for_weights(*weights)
     frames = round(given.seconds * codec.frame_rate)
     voice = given.voice or about["voice"]
     temperature = given.temperature or (0.3 if model.config.text else 0.9)

@@ -14,7 +14,6 @@ import sys
 import numpy as np
 
 from q2d2cli import Codec
-from q2d2cli.checkpoints import find_weights
 from q2d2cli.container.stream import Reader
 
 
@@ -29,7 +28,7 @@ def main() -> None:
     with connection, connection.makefile("rb") as file:
         reader = Reader(file)
         header = reader.header
-        codec = Codec.from_pretrained(find_weights(header.model, header.fingerprint).folder)
+        codec = Codec.for_weights(header.model, header.fingerprint)
         print(f"{header.channels} channels at {header.original_rate} Hz, {header.model}", file=sys.stderr)
         decoder = codec.stream_decoder(header)
         for block in reader.blocks():

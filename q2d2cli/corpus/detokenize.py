@@ -39,13 +39,10 @@ def decode_corpus(
         Q2D2Error: if a file cannot be written.
     """
     folder = TokenFolder(path)
-    weights = folder.job.weights
-    codec = Codec.from_pretrained(model or find_weights(folder.job.model, weights).folder, device)
-    if not codec.understands(weights):
-        raise UsageError(
-            f"{path} was made with weights {folder.job.fingerprint} of {folder.job.model}, but those here are "
-            f"{codec.fingerprint.hex()}: name the folder of the right ones with --model"
-        )
+    job = folder.job
+    codec = Codec.from_pretrained(model or find_weights(job.model, job.weights).folder, device)
+    if not codec.understands(job.weights):
+        raise UsageError(f"{path} was made with {codec.foreign(job.model, job.weights)}")
     make_folder(out)
     problems: list[str] = []
     decoded = 0
