@@ -41,8 +41,8 @@ EARLIER_NAME = "earlier.json"
 FINGERPRINT_BYTES = 8
 VERSION = re.compile(r"(.+)-v(\d+)")
 """A model's name with its version; one without is version 1, and also stands for the newest that is here."""
-ENCODER = "encoder."
-"""What the names of an encoder's weights begin with: all that a student has of its own."""
+ENCODING = ("encoder.", "quantizer.project_in.", "quantizer.norm.")
+"""What the names of the weights that tokens depend on begin with: all that a student's file holds."""
 LENT_KEYS = ("sample_rate", "hop", "feature_dim", "quantizer", "decoder")
 """Keys of a model's configuration that are a student's lender's."""
 FILES = ("config.json", "*.safetensors", "*.md", "*.yaml", "*.svg")
@@ -404,13 +404,14 @@ def joined(checkpoint: Checkpoint, read: Callable[[Path], dict[str, T]]) -> dict
     own = read(checkpoint.weights)
     if checkpoint.lender is None or not encoder_alone(own):
         return own
-    lent = {name: value for name, value in read(checkpoint.whole().weights).items() if not name.startswith(ENCODER)}
-    return lent | own
+    # Of the lender's encoder nothing: it may have more layers.
+    lent = read(checkpoint.whole().weights).items()
+    return {name: value for name, value in lent if not name.startswith(ENCODING[0])} | own
 
 
 def encoder_alone(names: Iterable[str]) -> bool:
-    """Whether weights of these names are an encoder's, to which a lender has the rest."""
-    return all(name.startswith(ENCODER) for name in names)
+    """Whether weights of these names are those that encode, to which a lender has the rest."""
+    return all(name.startswith(ENCODING) for name in names)
 
 
 def decoding_part(checkpoint: Checkpoint) -> Checkpoint:

@@ -88,7 +88,9 @@ def test_codes_alone_come_first(run: Run, config: Path, tiny: Path, tmp_path: Pa
     environment = {"Q2D2_MODELS": str(tiny.parent)}
     exported = run(*("export", out, target, "--test", tmp_path / "data", "--metrics", "stoi"), environment=environment)
     assert exported.returncode == 0, exported.stderr
-    assert all(name.startswith("encoder.") for name in checkpoints.read_safetensors(target / "model.safetensors"))
+    own = checkpoints.read_safetensors(target / "model.safetensors")
+    assert {name.split(".")[0] for name in own} == {"encoder", "quantizer"}
+    assert all("project_in" in name for name in own if not name.startswith("encoder."))
     lender = checkpoints.open_checkpoint(target).lender
     assert lender == Lender("tiny", checkpoints.open_checkpoint(tiny).fingerprint())
     assert f"that of tiny, weights `{lender.fingerprint.hex()}`" in (target / "README.md").read_text()

@@ -47,6 +47,7 @@ def family(run: Run, config: Path, tiny: Path, tmp_path: Path) -> Family:
     model = checkpoints.load(checkpoints.open_checkpoint(tiny))
     with torch.no_grad():
         model.decoder.head.out.bias[: TINY.decoder.n_fft(TINY.hop) // 2 + 1] += 1.0
+        model.quantizer.project_in.bias += 0.3
     checkpoints.save(started / "best", TINY, model.state_dict())
     (started / "config.yaml").write_text(yaml.safe_dump(recipe))
     (started / "log.jsonl").write_text(json.dumps({"step": 1, "minutes": 0.1}) + "\n")
@@ -115,7 +116,9 @@ def test_a_student_borrows_from_them(family: Family, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("Q2D2_MODELS", str(family.models))
     monkeypatch.setattr(library, "_folders", [])
     config = TINY.model_copy(update={"name": "small", "encoder": SpectralEncoderConfig(dim=8, hidden=16, layers=1)})
-    state = {f"encoder.{name}": tensor for name, tensor in CodecModel(config).encoder.state_dict().items()}
+    state = checkpoints.load(checkpoints.open_checkpoint(family.models / "tiny")).state_dict()
+    state = {name: tensor for name, tensor in state.items() if name.startswith("quantizer.project_in")}
+    state |= {f"encoder.{name}": tensor for name, tensor in CodecModel(config).encoder.state_dict().items()}
     lender = Lender("tiny", checkpoints.open_checkpoint(family.models / "tiny").fingerprint())
     checkpoints.save(family.models / "small", config, state, lender=lender)
     first = Q2D2Subject("small", "cpu")
@@ -129,7 +132,7 @@ def test_a_student_borrows_from_them(family: Family, monkeypatch: pytest.MonkeyP
     tokens = second.codec.encode(audio[:rate], rate)
     heir = Codec.from_pretrained("tiny-v2", "cpu")
     assert torch.equal(heir.decode(tokens), second.codec.decode(tokens))
-    assert torch.equal(first.codec.decode(tokens), first.codec.decode(first.codec.encode(audio[:rate], rate)))
+    assert torch.equal(tokens.indices, first.codec.encode(audio[:rate], rate).indices)
     assert not torch.equal(first.codec.decode(tokens), heir.decode(tokens))
     onnx = Codec.from_pretrained("small", runtime="onnx")
     assert (onnx.decode(tokens) - heir.decode(tokens)).abs().max() < 0.01

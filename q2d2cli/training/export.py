@@ -164,7 +164,7 @@ def own_part(student: checkpoints.Checkpoint, state: dict[str, torch.Tensor]) ->
         student.whole()
     except UsageError:
         return state
-    return {name: tensor for name, tensor in state.items() if name.startswith(checkpoints.ENCODER)}
+    return {name: tensor for name, tensor in state.items() if name.startswith(checkpoints.ENCODING)}
 
 
 def average(
