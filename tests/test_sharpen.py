@@ -99,10 +99,12 @@ def test_a_student_has_no_decoder_to_sharpen(run: Run, config: Path, tmp_path: P
     started = tmp_path / "run"
     recipe = yaml.safe_load((ROOT / "examples/speech/distill-3k.yaml").read_text())
     recipe["data"] = {**yaml.safe_load(config.read_text())["data"], "crop_seconds": 0.5}
-    shutil.copytree(checkpoints.find("speech-3k-small").folder, started / "best")
+    small = checkpoints.find("speech-3k-small")
+    shutil.copytree(small.folder, started / "best")
     (started / "config.yaml").write_text(yaml.safe_dump(recipe))
     (started / "log.jsonl").write_text(json.dumps({"step": 1, "minutes": 0.1}) + "\n")
     result = run("export", started, tmp_path / "speech-3k-small", "--test", CLIP, "--sharpen", "0.1")
     assert result.returncode == 2
-    assert f"has {checkpoints.find('speech-3k').config.name}'s" in result.stderr.decode()
+    assert small.lender is not None
+    assert f"has {small.lender.model}'s" in result.stderr.decode()
     assert not (tmp_path / "speech-3k-small").exists()
