@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,16 @@ def speech(seconds: float = 4.0) -> torch.Tensor:
 
 def decoded(model: CodecModel, audio: torch.Tensor) -> torch.Tensor:
     return model.decode(model.encode(audio[None]))[0, : len(audio)]
+
+
+def begun_run(config: Path, folder: Path, recipe: str, best: Path) -> dict[str, Any]:
+    """A run of a shipped recipe in `folder` that has just been started with these weights; its configuration."""
+    content: dict[str, Any] = yaml.safe_load((ROOT / "examples/speech" / recipe).read_text())
+    content["data"] = {**yaml.safe_load(config.read_text())["data"], "crop_seconds": 0.5}
+    shutil.copytree(best, folder / "best")
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    (folder / "log.jsonl").write_text(json.dumps({"step": 1, "minutes": 0.1}) + "\n")
+    return content
 
 
 def contrast(audio: torch.Tensor) -> float:
@@ -64,14 +75,8 @@ def test_sharpened_speech_has_more_contrast_and_the_same_level(name: str) -> Non
 
 
 def test_export_sharpens_and_says_so(run: Run, config: Path, tmp_path: Path) -> None:
-    # A run that has just been started with the shipped weights.
-    started = tmp_path / "run"
-    recipe = yaml.safe_load((ROOT / "examples/speech/speech-3k.yaml").read_text())
-    recipe["data"] = {**yaml.safe_load(config.read_text())["data"], "crop_seconds": 0.5}
-    own = checkpoints.find("speech-3k")
-    shutil.copytree(own.folder, started / "best")
-    (started / "config.yaml").write_text(yaml.safe_dump(recipe))
-    (started / "log.jsonl").write_text(json.dumps({"step": 1, "minutes": 0.1}) + "\n")
+    started, own = tmp_path / "run", checkpoints.find("speech-3k")
+    recipe = begun_run(config, started, "speech-3k.yaml", own.folder)
     test = tmp_path / "test"
     test.mkdir()
     shutil.copy(CLIP, test)
@@ -96,13 +101,8 @@ def test_export_sharpens_and_says_so(run: Run, config: Path, tmp_path: Path) -> 
 
 
 def test_a_student_has_no_decoder_to_sharpen(run: Run, config: Path, tmp_path: Path) -> None:
-    started = tmp_path / "run"
-    recipe = yaml.safe_load((ROOT / "examples/speech/distill-3k.yaml").read_text())
-    recipe["data"] = {**yaml.safe_load(config.read_text())["data"], "crop_seconds": 0.5}
-    small = checkpoints.find("speech-3k-small")
-    shutil.copytree(small.folder, started / "best")
-    (started / "config.yaml").write_text(yaml.safe_dump(recipe))
-    (started / "log.jsonl").write_text(json.dumps({"step": 1, "minutes": 0.1}) + "\n")
+    started, small = tmp_path / "run", checkpoints.find("speech-3k-small")
+    begun_run(config, started, "distill-3k.yaml", small.folder)
     result = run("export", started, tmp_path / "speech-3k-small", "--test", CLIP, "--sharpen", "0.1")
     assert result.returncode == 2
     assert small.lender is not None

@@ -61,7 +61,7 @@ def row_of(run: Path, folder: str | None) -> str:
     asked = [vocabulary.to_indices(np.array(row["codes"])) for row in held_out]
     frames = sum(map(len, asked))
     weights = audio["model"], audio["fingerprint"]
-    codec = Codec.from_pretrained(folder) if folder else Codec.for_weights(*weights)
+    codec = Codec.from_pretrained(folder, "cpu") if folder else Codec.for_weights(*weights, "cpu")
     context = find_for(bytes.fromhex(audio["fingerprint"]))
     bits = bits_of(model, clips_of(model, held_out))
     columns = [

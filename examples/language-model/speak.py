@@ -51,7 +51,7 @@ def main() -> None:
     if given.voice not in (None, *model.config.voices):
         parser.error(f"no voice {given.voice!r}: choose from {', '.join(model.config.voices)}")
     weights = model.config.audio["model"], model.config.audio["fingerprint"]
-    codec = Codec.from_pretrained(given.codec) if given.codec else Codec.for_weights(*weights)
+    codec = Codec.from_pretrained(given.codec, "cpu") if given.codec else Codec.for_weights(*weights, "cpu")
     frames = round(given.seconds * codec.frame_rate)
     voice = given.voice or about["voice"]
     temperature = given.temperature or (0.3 if model.config.text else 0.9)

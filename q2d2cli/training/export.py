@@ -246,7 +246,7 @@ def model_card(
         f"| {number} | {points} | {entropy:.2f} of {most:.2f} bits ({100 * entropy / most:.0f}%) | {100 * used:.1f}% |"
         for number, (points, entropy, most, used) in enumerate(zip(*columns, strict=True))
     )
-    fingerprint, _, context = own["identity"].removeprefix("q2d2:").partition(":context ")
+    fingerprint, _, context = own["identity"].removeprefix("q2d2:").partition(":decoder ")[0].partition(":context ")
     more = average_row(cost) + sharpened_row(cost) + agreement_row(cost) + lender_row(checkpoint)
     more += decodes_row(checkpoint)
     coded = f", context model `{context}`" if context else ""
