@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from conftest import ROOT, TINY, Run
 
 from q2d2cli import Codec, Q2D2Error, UsageError, checkpoints
+from q2d2cli.container.coding import library
 from q2d2cli.models.model import CodecModel
 
 
@@ -50,6 +52,20 @@ def test_shipped_models_are_here_and_small() -> None:
         assert checkpoint.weights.stat().st_size <= 32e6
         assert {"pesq", "stoi"} <= checkpoint.metrics.keys()
         assert (checkpoint.folder / "README.md").is_file()
+
+
+def test_cards_name_the_files_beside_them() -> None:
+    """A student's card has its own weights and the context model of its teacher's tokens."""
+    for checkpoint in checkpoints.available():
+        card = (checkpoint.folder / "README.md").read_text()
+        row = next(line for line in card.splitlines() if line.startswith("| weights |"))
+        weights, context = re.findall(r"`(.*?)`", row)
+        assert weights == checkpoint.fingerprint().hex()
+        assert context in {
+            library.load(path).fingerprint.hex()
+            for other in checkpoints.available()
+            for path in other.folder.glob("context*.safetensors")
+        }
 
 
 def test_a_name_without_a_version_is_the_newest_that_is_here(
