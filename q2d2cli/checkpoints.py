@@ -79,6 +79,9 @@ class Checkpoint:
     decodes: dict[str, bytes] = field(default_factory=dict)
     """Other weights whose files it decodes, too: earlier ones, from which it went on. Their models' names, and their
     fingerprints."""
+    coded_rate: float | None = None
+    """Bits per second that its context model made of the audio that `metrics` were measured on, mean; None if never
+    measured."""
 
     @property
     def weights(self) -> Path:
@@ -342,7 +345,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         lender = None if lent is None else Lender(str(lent["model"]), bytes.fromhex(lent["fingerprint"]))
         decodes = {str(name): bytes.fromhex(mark) for name, mark in data.get("decodes", {}).items()}
         config = ModelConfig.model_validate(data["model"])
-        checkpoint = Checkpoint(folder, config, data.get("metrics", {}), lender, decodes)
+        coded_rate = None if (rate := data.get("coded_bit_rate")) is None else float(rate)
+        checkpoint = Checkpoint(folder, config, data.get("metrics", {}), lender, decodes, coded_rate)
     except OSError as error:
         raise Q2D2Error(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
@@ -470,7 +474,7 @@ def save(
     make_folder(folder)
     with atomic_output(folder / WEIGHTS_NAME) as file:
         file.write(to_bytes(stored))
-    write_config(folder, config, {}, lender, decodes)
+    write_config(Checkpoint(folder, config, {}, lender, decodes or {}))
 
 
 def save_discriminators(folder: Path, state: dict[str, torch.Tensor]) -> None:
@@ -506,18 +510,14 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise Q2D2Error(f"{path} is damaged or not safetensors ({error}): fetch it again") from error
 
 
-def write_config(
-    folder: Path,
-    config: ModelConfig,
-    metrics: dict[str, float],
-    lender: Lender | None = None,
-    decodes: dict[str, bytes] | None = None,
-) -> None:
-    """Write `config.json` atomically."""
-    data: dict[str, Any] = {"model": config.model_dump(mode="json"), "metrics": metrics}
-    if lender is not None:
-        data["decoder_of"] = {"model": lender.model, "fingerprint": lender.fingerprint.hex()}
-    if decodes:
-        data["decodes"] = {name: mark.hex() for name, mark in decodes.items()}
-    with atomic_output(folder / CONFIG_NAME) as file:
+def write_config(checkpoint: Checkpoint) -> None:
+    """Write the `config.json` of `checkpoint.folder` atomically."""
+    data: dict[str, Any] = {"model": checkpoint.config.model_dump(mode="json"), "metrics": checkpoint.metrics}
+    if checkpoint.coded_rate is not None:
+        data["coded_bit_rate"] = round(checkpoint.coded_rate, 1)
+    if checkpoint.lender is not None:
+        data["decoder_of"] = {"model": checkpoint.lender.model, "fingerprint": checkpoint.lender.fingerprint.hex()}
+    if checkpoint.decodes:
+        data["decodes"] = {name: mark.hex() for name, mark in checkpoint.decodes.items()}
+    with atomic_output(checkpoint.folder / CONFIG_NAME) as file:
         file.write((json.dumps(data, indent=2) + "\n").encode())

@@ -19,10 +19,10 @@ from q2d2cli.models.model import CodecModel
 def test_round_trip_in_16_bits(tmp_path: Path) -> None:
     model = CodecModel(TINY)
     checkpoints.save(tmp_path / "m", TINY, model.state_dict())
-    checkpoints.write_config(tmp_path / "m", TINY, {"stoi": 0.9})
+    checkpoints.write_config(checkpoints.Checkpoint(tmp_path / "m", TINY, {"stoi": 0.9}, coded_rate=756.25))
     checkpoint = checkpoints.find(str(tmp_path / "m"))
     assert checkpoint.config == TINY
-    assert checkpoint.metrics == {"stoi": 0.9}
+    assert (checkpoint.metrics, checkpoint.coded_rate) == ({"stoi": 0.9}, 756.2)
     assert checkpoint.fingerprint() == hashlib.sha256(checkpoint.weights.read_bytes()).digest()[:8]
     for name, tensor in checkpoints.load(checkpoint).state_dict().items():
         torch.testing.assert_close(tensor, model.state_dict()[name].half().float(), rtol=0, atol=0)

@@ -171,7 +171,10 @@ def test_models(run: Run, tiny: Path) -> None:
     assert default["name"] == "speech-3k-v4"
     assert default["kbit_per_second"] == pytest.approx(3.333)
     assert default["megabytes"] <= 32
-    assert "speech-3k" in run("models").stdout.decode()
+    assert all(row["coded_kbit_per_second"] < row["kbit_per_second"] for row in rows)
+    table = run("models", environment={"COLUMNS": "150"}).stdout.decode()
+    shown = next(line for line in table.splitlines() if line.startswith("speech-3k-v4"))
+    assert f" {default['coded_kbit_per_second']:.2f} " in shown
     rows = json.loads(run("models", "--json", environment={"Q2D2_MODELS": str(tiny.parent)}).stdout)
     assert "tiny" in [row["name"] for row in rows]
 

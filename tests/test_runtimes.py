@@ -376,6 +376,6 @@ def test_weights_that_do_not_fit_are_named(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes((tiny / "model.safetensors").read_bytes())
-    checkpoints.write_config(folder, config, {})
+    checkpoints.write_config(checkpoints.Checkpoint(folder, config, {}))
     with pytest.raises(Q2D2Error, match=r"does not fit config.json beside it: decoder.blocks.2"):
         graph.build(checkpoints.find(str(folder)), "decoder")

@@ -46,6 +46,7 @@ def list_models(as_json: Json = False) -> int:
                 "name": name,
                 "default": chosen is not None and checkpoint.folder == chosen.folder,
                 "kbit_per_second": round(config.bit_rate / 1000, 3),
+                "coded_kbit_per_second": None if (rate := checkpoint.coded_rate) is None else round(rate / 1000, 3),
                 "tokens_per_second": round(config.frame_rate, 2),
                 "sample_rate": config.sample_rate,
                 "grid": config.quantizer.kind,
@@ -65,6 +66,13 @@ def list_models(as_json: Json = False) -> int:
     else:
         show(rows)
     return 0
+
+
+def coded(row: dict[str, Any]) -> str:
+    """How many kbit/s files take, if it was measured and the context model is here."""
+    if row["context"] is None:
+        return "no"
+    return "yes" if row["coded_kbit_per_second"] is None else f"{row['coded_kbit_per_second']:.2f}"
 
 
 def decoder_of(checkpoint: Checkpoint) -> str | None:
@@ -206,7 +214,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['tokens_per_second']:.1f}",
             row["grid"],
             f"{row['megabytes']:.1f} MB",
-            "yes" if row["context"] else "no",
+            coded(row),
             f"{1000 * row['latency']['total']:.0f} ms" if row["latency"] else "-",
             *(
                 f"{row['metrics'][key]:.{decimals}f}" if key in row["metrics"] else "-"
@@ -221,7 +229,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         if row["decodes"]:
             console.print(f"{row['name']} decodes the files of {', '.join(row['decodes'])}, too.", style="dim")
     console.print(
-        "*: the default. coded: whether it has a context model, with which files take fewer bits than that.",
+        "*: the default. coded: kbit/s that files take on average, with the model's context model.",
         style="dim",
     )
     console.print(

@@ -216,9 +216,12 @@ def add_card(folder: Path, *, cost: Cost, measured: dict[str, Any], command: str
         notes: Markdown on data, licences and limits, appended to the card.
     """
     checkpoint = checkpoints.open_checkpoint(folder)
-    scores = measured["codecs"][0]["datasets"]["all"]
+    own = measured["codecs"][0]
+    scores = own["datasets"]["all"]
     metrics = {name: mean for name in measured["metrics"] if (mean := scores[name]["mean"]) is not None}
-    checkpoints.write_config(folder, checkpoint.config, metrics, checkpoint.lender, checkpoint.decodes)
+    coded_rate = own["bit_rate"] if ":context " in own["identity"] else None
+    checkpoint = replace(checkpoint, metrics=metrics, coded_rate=coded_rate)
+    checkpoints.write_config(checkpoint)
     card = model_card(folder, checkpoint, cost=cost, measured=measured, command=command, notes=notes)
     with atomic_output(folder / checkpoints.CARD_NAME) as file:
         file.write(card.encode())
@@ -250,11 +253,14 @@ def model_card(
     more = average_row(cost) + sharpened_row(cost) + agreement_row(cost) + lender_row(checkpoint)
     more += decodes_row(checkpoint)
     coded = f", context model `{context}`" if context else ""
+    rates = f"{config.bit_rate / 1000:.2f} kbit/s payload"
+    if checkpoint.coded_rate is not None:
+        rates += f", {checkpoint.coded_rate / 1000:.2f} entropy coded (mean of the files below)"
     return f"""# {config.name}
 
 | | |
 |---|---|
-| bit rate | {config.bit_rate / 1000:.2f} kbit/s payload |
+| bit rate | {rates} |
 | tokens | {config.frame_rate:.1f} per second, codebook of {spec.codebook_size} |
 | quantizer | {spec.kind} grids, levels {",".join(map(str, spec.levels))} |
 | audio | {config.sample_rate} Hz inside, one frame per {config.hop} samples; any rate in and out |
