@@ -157,6 +157,30 @@ def test_a_deeper_model_starts_as_the_one_it_is_made_from() -> None:
     assert deep.decoder.blocks[6].gamma.grad.abs().max() > 0
 
 
+def test_a_model_of_more_dimensions_starts_as_the_one_it_is_made_from() -> None:
+    narrow = checkpoints.load(checkpoints.find("speech-7k"))
+    content = narrow.config.model_dump()
+    content["quantizer"]["levels"] = [*content["quantizer"]["levels"], 5, 3]
+    wide = CodecModel(ModelConfig.model_validate(content)).eval()
+    notes = start_from("speech-7k", wide, Discriminators(DiscriminatorConfig()))
+    assert notes == [f"{len(wide.state_dict())} of {len(wide.state_dict())} weights from {narrow.config.name}"]
+    audio = torch.from_numpy(soundfile.read(CLIP, dtype="float32")[0][None, :36_000])
+    with torch.inference_mode():
+        tokens = wide.encode(audio)
+        assert torch.equal(tokens[..., :3], narrow.encode(audio))
+        assert len(tokens[..., 3].unique()) > 1
+        torch.testing.assert_close(wide.decode(tokens), narrow.decode(tokens[..., :3]), rtol=0, atol=1e-4)
+    # The new dimensions are heard as soon as training finds a use for them.
+    wide.train()(audio)[0].square().sum().backward()
+    assert wide.quantizer.project_out.weight.grad[:, -2:].abs().min() > 0
+    # Other levels in front would be other tokens: nothing of the quantizer is taken.
+    content["quantizer"]["levels"] = [5, 3, 9, 9, 9, 9, 7, 7]
+    (_, new, *_) = start_from(
+        "speech-7k", CodecModel(ModelConfig.model_validate(content)), Discriminators(DiscriminatorConfig())
+    )
+    assert "quantizer.project_in.weight" in new
+
+
 def test_no_frame_has_more_than_its_share_of_the_gradient() -> None:
     layer = torch.nn.Linear(3, 4)
     clip_frames(layer, 2.0)

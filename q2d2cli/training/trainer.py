@@ -29,6 +29,7 @@ from q2d2cli.losses import (
     WordsLoss,
 )
 from q2d2cli.models.blocks import ConvNeXtBlock
+from q2d2cli.models.config import QuantizerConfig
 from q2d2cli.models.model import CodecModel
 from q2d2cli.models.precision import has_bfloat16
 from q2d2cli.quantizers.base import Quantized
@@ -463,11 +464,30 @@ def split_judgements(judged: Judgements) -> tuple[Judgements, Judgements]:
     return halves
 
 
+def more_dimensions(
+    theirs: QuantizerConfig, mine: QuantizerConfig, source: dict[str, Tensor], target: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Projections for a quantizer that has another one's levels and more after them; nothing if it has not.
+
+    The new dimensions are projected in as `target` has it, and out to nothing.
+    """
+    old, new = tuple(theirs.levels), tuple(mine.levels)
+    names = ("quantizer.project_in.weight", "quantizer.project_in.bias", "quantizer.project_out.weight")
+    alike = theirs.model_copy(update={"levels": mine.levels}) == mine
+    if not alike or len(new) <= len(old) or new[: len(old)] != old or not {*names} <= source.keys() & target.keys():
+        return {}
+    rows, bias, columns = (target[name].clone() for name in names)
+    rows[: len(old)], bias[: len(old)] = source[names[0]], source[names[1]]
+    columns.zero_()[:, : len(old)] = source[names[2]]
+    return dict(zip(names, (rows, bias, columns), strict=True))
+
+
 def start_from(init: str, model: CodecModel, discriminators: Discriminators) -> list[str]:
     """Copy the weights of another model where names and shapes agree, discriminators too if it has them.
 
-    Blocks that the other model does not have begin as the identity where it has the blocks before them: a deeper model
-    starts as what it is made from.
+    Blocks that the other model does not have begin as the identity where it has the blocks before them, and quantized
+    dimensions that it does not have are not heard at first where it has those before them: a deeper model, and one of
+    more dimensions, starts as what it is made from.
 
     Returns:
         What was taken and what was not, a line each.
@@ -481,6 +501,7 @@ def start_from(init: str, model: CodecModel, discriminators: Discriminators) -> 
     fitting = {name: t for name, t in source.items() if name in target and target[name].shape == t.shape}
     if not fitting:
         raise UsageError(f"model {init!r} shares no weights with this configuration")
+    fitting |= more_dimensions(checkpoint.config.quantizer, model.config.quantizer, source, target)
     model.load_state_dict(fitting, strict=False)
     new = [name for name in target if name not in fitting]
     for name, module in model.named_modules():
