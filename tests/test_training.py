@@ -30,7 +30,7 @@ from q2d2cli.training.data import FileCorpus, FilesCorpus, MemoryCorpus
 from q2d2cli.training.discriminators import Discriminators
 from q2d2cli.training.loop import make_accelerator
 from q2d2cli.training.scores import measure
-from q2d2cli.training.trainer import Trainer, start_from
+from q2d2cli.training.trainer import Trainer, more_dimensions, start_from
 
 
 @pytest.mark.slow
@@ -179,6 +179,9 @@ def test_a_model_of_more_dimensions_starts_as_the_one_it_is_made_from() -> None:
         "speech-7k", CodecModel(ModelConfig.model_validate(content)), Discriminators(DiscriminatorConfig())
     )
     assert "quantizer.project_in.weight" in new
+    # A layer norm over the dimensions would change the old ones with the new.
+    normed = [m.config.quantizer.model_copy(update={"projection": "layernorm"}) for m in (narrow, wide)]
+    assert more_dimensions(*normed, narrow.state_dict(), wide.state_dict()) == {}
 
 
 def test_no_frame_has_more_than_its_share_of_the_gradient() -> None:

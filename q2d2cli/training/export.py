@@ -219,7 +219,8 @@ def add_card(folder: Path, *, cost: Cost, measured: dict[str, Any], command: str
     own = measured["codecs"][0]
     scores = own["datasets"]["all"]
     metrics = {name: mean for name in measured["metrics"] if (mean := scores[name]["mean"]) is not None}
-    coded_rate = own["bit_rate"] if ":context " in own["identity"] else None
+    _, context = marks(own["identity"])
+    coded_rate = own["bit_rate"] if context else None
     checkpoint = replace(checkpoint, metrics=metrics, coded_rate=coded_rate)
     checkpoints.write_config(checkpoint)
     card = model_card(folder, checkpoint, cost=cost, measured=measured, command=command, notes=notes)
@@ -249,7 +250,7 @@ def model_card(
         f"| {number} | {points} | {entropy:.2f} of {most:.2f} bits ({100 * entropy / most:.0f}%) | {100 * used:.1f}% |"
         for number, (points, entropy, most, used) in enumerate(zip(*columns, strict=True))
     )
-    fingerprint, _, context = own["identity"].removeprefix("q2d2:").partition(":decoder ")[0].partition(":context ")
+    fingerprint, context = marks(own["identity"])
     more = average_row(cost) + sharpened_row(cost) + agreement_row(cost) + lender_row(checkpoint)
     more += decodes_row(checkpoint)
     coded = f", context model `{context}`" if context else ""
@@ -294,6 +295,12 @@ Go on training from here, on this data or your own, with
 
 {notes.strip()}
 """
+
+
+def marks(identity: str) -> tuple[str, str]:
+    """Fingerprints of a model's weights and of its context model, empty without one, in a subject's identity."""
+    weights, _, context = identity.removeprefix("q2d2:").partition(":decoder ")[0].partition(":context ")
+    return weights, context
 
 
 def average_row(cost: Cost) -> str:

@@ -473,8 +473,10 @@ def more_dimensions(
     """
     old, new = tuple(theirs.levels), tuple(mine.levels)
     names = ("quantizer.project_in.weight", "quantizer.project_in.bias", "quantizer.project_out.weight")
-    alike = theirs.model_copy(update={"levels": mine.levels}) == mine
-    if not alike or len(new) <= len(old) or new[: len(old)] != old or not {*names} <= source.keys() & target.keys():
+    more = len(new) > len(old) and new[: len(old)] == old
+    # A layer norm would mix the new dimensions into the others.
+    alike = theirs.model_copy(update={"levels": mine.levels}) == mine and mine.projection != "layernorm"
+    if not (more and alike and {*names} <= source.keys() & target.keys()):
         return {}
     rows, bias, columns = (target[name].clone() for name in names)
     rows[: len(old)], bias[: len(old)] = source[names[0]], source[names[1]]
