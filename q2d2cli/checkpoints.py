@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -67,6 +67,16 @@ class Lender:
 
 
 @dataclass(frozen=True)
+class Sharpened:
+    """What `q2d2 export --sharpen` did to a decoder (training/sharpen.py)."""
+
+    amount: float
+    """By what part of its distance from the mean around it a log magnitude was moved."""
+    gain: float
+    """What was then taken from all log magnitudes."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint folder that has been found and whose configuration has been read."""
 
@@ -82,6 +92,8 @@ class Checkpoint:
     coded_rate: float | None = None
     """Bits per second that its context model made of the audio that `metrics` were measured on, mean; None if never
     measured."""
+    sharpened: Sharpened | None = None
+    """What training on from here has to undo."""
 
     @property
     def weights(self) -> Path:
@@ -346,7 +358,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         decodes = {str(name): bytes.fromhex(mark) for name, mark in data.get("decodes", {}).items()}
         config = ModelConfig.model_validate(data["model"])
         coded_rate = None if (rate := data.get("coded_bit_rate")) is None else float(rate)
-        checkpoint = Checkpoint(folder, config, data.get("metrics", {}), lender, decodes, coded_rate)
+        done = data.get("sharpened")
+        sharpened = None if done is None else Sharpened(float(done["amount"]), float(done["gain"]))
+        checkpoint = Checkpoint(folder, config, data.get("metrics", {}), lender, decodes, coded_rate, sharpened)
     except OSError as error:
         raise Q2D2Error(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
@@ -444,6 +458,7 @@ def save(
     half: bool = True,
     lender: Lender | None = None,
     decodes: dict[str, bytes] | None = None,
+    sharpened: Sharpened | None = None,
 ) -> None:
     """Write `config.json` (without metrics) and `model.safetensors`, each atomically.
 
@@ -454,6 +469,7 @@ def save(
         half: whether parameters become 16-bit floats; buffers (a vector quantizer's statistics) stay as they are.
         lender: the model that quantizer and decoder are from, unchanged.
         decodes: other weights whose files the model decodes, as `Checkpoint.decodes`.
+        sharpened: what was done to its decoder.
 
     Raises:
         Q2D2Error: if a weight is not finite in 16 bits, or the folder cannot be written to.
@@ -474,7 +490,7 @@ def save(
     make_folder(folder)
     with atomic_output(folder / WEIGHTS_NAME) as file:
         file.write(to_bytes(stored))
-    write_config(Checkpoint(folder, config, {}, lender, decodes or {}))
+    write_config(Checkpoint(folder, config, {}, lender, decodes or {}, sharpened=sharpened))
 
 
 def save_discriminators(folder: Path, state: dict[str, torch.Tensor]) -> None:
@@ -519,5 +535,7 @@ def write_config(checkpoint: Checkpoint) -> None:
         data["decoder_of"] = {"model": checkpoint.lender.model, "fingerprint": checkpoint.lender.fingerprint.hex()}
     if checkpoint.decodes:
         data["decodes"] = {name: mark.hex() for name, mark in checkpoint.decodes.items()}
+    if checkpoint.sharpened is not None:
+        data["sharpened"] = asdict(checkpoint.sharpened)
     with atomic_output(checkpoint.folder / CONFIG_NAME) as file:
         file.write((json.dumps(data, indent=2) + "\n").encode())

@@ -15,7 +15,10 @@ from conftest import CLIP, ROOT, Run
 from q2d2cli import checkpoints
 from q2d2cli.audio import read_mono
 from q2d2cli.models.model import CodecModel
-from q2d2cli.training.sharpen import filter_matrix, sharpen
+from q2d2cli.training.config import read_config
+from q2d2cli.training.discriminators import Discriminators
+from q2d2cli.training.sharpen import filter_matrix, sharpen, unsharpened
+from q2d2cli.training.trainer import start_from
 
 RATE = 24_000
 
@@ -92,12 +95,38 @@ def test_export_sharpens_and_says_so(run: Run, config: Path, tmp_path: Path) -> 
     half = len(before["decoder.head.out.bias"]) // 2
     assert torch.equal(before["decoder.head.out.bias"][half:], after["decoder.head.out.bias"][half:]), "phases stay"
 
+    # What trains on from there begins with the decoder as it was, but for 16 bits.
+    exported = checkpoints.open_checkpoint(target)
+    assert exported.sharpened is not None
+    assert exported.sharpened.amount == 0.1
+    again = unsharpened(exported)
+    for key in changed:
+        assert torch.allclose(again[key], before[key].float(), atol=2e-3)
+        assert (after[key].float() - before[key].float()).abs().max() > 2e-2
+
     # Levels are set by the run's validation data.
     recipe["data"]["valid"] = str(tmp_path / "nowhere")
     (started / "config.yaml").write_text(yaml.safe_dump(recipe))
     result = run("export", started, target, *options, "--sharpen", "0.1", "--force")
     assert (result.returncode, result.stderr.decode().count("\n")) == (2, 1)
     assert "nowhere" in result.stderr.decode()
+
+
+def test_training_on_undoes_it_unless_the_decoder_is_frozen() -> None:
+    own = checkpoints.find("speech-7k")
+    assert own.sharpened is not None
+    config = read_config(ROOT / "examples/speech/speech-7k.yaml")
+    model, judges = CodecModel(config.model), Discriminators(config.discriminator)
+    as_shipped = checkpoints.load(own).decoder.head.out.bias
+
+    start_from("speech-7k", model, judges, as_exported=True)
+    assert torch.equal(model.decoder.head.out.bias, as_shipped)
+    start_from("speech-7k", model, judges)
+    assert not torch.equal(model.decoder.head.out.bias, as_shipped)
+    # As before in level: what sharpening took from it is back.
+    audio = speech()
+    level = [decoded(m, audio).square().mean() for m in (model, checkpoints.load(own))]
+    assert abs(10 * (level[0] / level[1]).log10().item()) < 0.3
 
 
 def test_a_student_has_no_decoder_to_sharpen(run: Run, config: Path, tmp_path: Path) -> None:

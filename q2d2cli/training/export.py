@@ -16,7 +16,7 @@ from q2d2cli.files import atomic_output
 from q2d2cli.training.config import LOG_NAME, RUN_CONFIG_NAME, TrainConfig, difference, read_config, to_yaml
 from q2d2cli.training.corpus import validation_crops
 from q2d2cli.training.data import MemoryCorpus
-from q2d2cli.training.sharpen import sharpen
+from q2d2cli.training.sharpen import sharpen, unsharpened
 
 if TYPE_CHECKING:
     import torch
@@ -127,14 +127,15 @@ def export_run(
         state = checkpoints.load(best).state_dict()
     # A mean of students of one lender has its decoder, too.
     lender = best.lender if all(other.lender == best.lender for other in others) else None
+    done: checkpoints.Sharpened | None = None
     if sharpening:
         if lender is not None:
             raise UsageError(f"--sharpen changes a decoder, and {config.name} has {lender.model}'s: leave it out")
-        state = sharpened(best, state, sharpening, read_config(run / RUN_CONFIG_NAME))
+        state, done = sharpened(best, state, sharpening, read_config(run / RUN_CONFIG_NAME))
         cost = replace(cost, sharpened=sharpening)
     known = {name: mark for forebear in forebears for name, mark in (*forebear.decodes.items(), own_mark(forebear))}
     own = state if lender is None else own_part(best, state)
-    checkpoints.save(folder, config, own, lender=lender, decodes=known)
+    checkpoints.save(folder, config, own, lender=lender, decodes=known, sharpened=done)
     for forebear in forebears:
         for path in sorted(forebear.folder.glob(checkpoints.CONTEXTS)):
             own_context = path.name == checkpoints.CONTEXT_NAME
@@ -188,7 +189,7 @@ def average(
     for tensor in counted:
         tensor *= 1 - share
     for other in others:
-        theirs = [tensor for tensor in checkpoints.load(other).state_dict().values() if tensor.is_floating_point()]
+        theirs = [tensor for tensor in unsharpened(other).values() if tensor.is_floating_point()]
         for tensor, more in zip(counted, theirs, strict=True):
             tensor += share / len(others) * more
     return state
@@ -196,13 +197,13 @@ def average(
 
 def sharpened(
     checkpoint: checkpoints.Checkpoint, state: dict[str, torch.Tensor], amount: float, config: TrainConfig
-) -> dict[str, torch.Tensor]:
-    """The weights `state` with a sharper decoder, as loud as before on the run's validation data."""
+) -> tuple[dict[str, torch.Tensor], checkpoints.Sharpened]:
+    """The weights `state` with a sharper decoder, as loud as before on the run's validation data; what was done."""
     model = checkpoints.load(checkpoint)
     model.load_state_dict(state)
     corpus = MemoryCorpus(config.data.valid, model.config.sample_rate, model.decoder.head.window.device)
-    sharpen(model, amount, validation_crops(corpus, config.data))
-    return model.state_dict()
+    done = sharpen(model, amount, validation_crops(corpus, config.data))
+    return model.state_dict(), done
 
 
 def add_card(folder: Path, *, cost: Cost, measured: dict[str, Any], command: str, notes: str) -> None:

@@ -40,6 +40,7 @@ from q2d2cli.training.discriminators import Discriminators, Judgements
 from q2d2cli.training.muon import Muon
 from q2d2cli.training.rate import LEARNING_RATE, Rate
 from q2d2cli.training.scores import Recording, measure
+from q2d2cli.training.sharpen import unsharpened
 
 VALID_BATCH = 8
 MAX_GRAD_NORM = 1e4
@@ -93,7 +94,8 @@ class Trainer:
         if config.loss.rate:
             spec = config.model.quantizer.spec()
             self.rate = Rate(spec, config.loss.rate, config.loss.rate_bits).to(device)
-        self.notes = start_from(init, self.model, self.discriminator) if init else []
+        kept = "decoder" in config.freeze
+        self.notes = start_from(init, self.model, self.discriminator, as_exported=kept) if init else []
         self.bf16 = config.bf16 and has_bfloat16(device)
         if config.bf16 and not self.bf16:
             self.notes.append("this processor has no instructions for bfloat16: training in float32, which is quicker")
@@ -484,12 +486,13 @@ def more_dimensions(
     return dict(zip(names, (rows, bias, columns), strict=True))
 
 
-def start_from(init: str, model: CodecModel, discriminators: Discriminators) -> list[str]:
+def start_from(init: str, model: CodecModel, discriminators: Discriminators, *, as_exported: bool = False) -> list[str]:
     """Copy the weights of another model where names and shapes agree, discriminators too if it has them.
 
     Blocks that the other model does not have begin as the identity where it has the blocks before them, and quantized
     dimensions that it does not have are not heard at first where it has those before them: a deeper model, and one of
-    more dimensions, starts as what it is made from.
+    more dimensions, starts as what it is made from. A sharpened decoder (`q2d2 export --sharpen`) begins as it was
+    before that, unless `as_exported`.
 
     Returns:
         What was taken and what was not, a line each.
@@ -498,7 +501,7 @@ def start_from(init: str, model: CodecModel, discriminators: Discriminators) -> 
         UsageError: if nothing fits.
     """
     checkpoint = checkpoints.find(init)
-    source = checkpoints.load(checkpoint).state_dict()
+    source = checkpoints.load(checkpoint).state_dict() if as_exported else unsharpened(checkpoint)
     target = model.state_dict()
     fitting = {name: t for name, t in source.items() if name in target and target[name].shape == t.shape}
     if not fitting:
