@@ -145,7 +145,7 @@ def test_a_deeper_model_starts_as_the_one_it_is_made_from() -> None:
     content["decoder"]["layers"] += 2
     config = ModelConfig.model_validate(content)
     deep = CodecModel(config).eval()
-    notes = start_from("speech-7k", deep, Discriminators(DiscriminatorConfig()))
+    notes = start_from("speech-7k", deep, Discriminators(DiscriminatorConfig()), as_exported=True)
     assert "encoder.blocks.6.gamma" in notes[1]
     audio = torch.from_numpy(soundfile.read(CLIP, dtype="float32")[0][None, :36_000])
     with torch.inference_mode():
@@ -162,7 +162,7 @@ def test_a_model_of_more_dimensions_starts_as_the_one_it_is_made_from() -> None:
     content = narrow.config.model_dump()
     content["quantizer"]["levels"] = [*content["quantizer"]["levels"], 5, 3]
     wide = CodecModel(ModelConfig.model_validate(content)).eval()
-    notes = start_from("speech-7k", wide, Discriminators(DiscriminatorConfig()))
+    notes = start_from("speech-7k", wide, Discriminators(DiscriminatorConfig()), as_exported=True)
     assert notes == [f"{len(wide.state_dict())} of {len(wide.state_dict())} weights from {narrow.config.name}"]
     audio = torch.from_numpy(soundfile.read(CLIP, dtype="float32")[0][None, :36_000])
     with torch.inference_mode():
