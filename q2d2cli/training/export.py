@@ -45,8 +45,6 @@ class Cost:
     """With a teacher: share of frames, and of each pair, with its codes, at the validation that chose the weights."""
     average: str = ""
     """What the weights are a mean of, in words; empty if they are the run's own."""
-    sharpened: float = 0.0
-    """By how much the decoder's spectra were sharpened (training/sharpen.py)."""
 
 
 def read_cost(run: Path) -> Cost:
@@ -132,7 +130,6 @@ def export_run(
         if lender is not None:
             raise UsageError(f"--sharpen changes a decoder, and {config.name} has {lender.model}'s: leave it out")
         state, done = sharpened(best, state, sharpening, read_config(run / RUN_CONFIG_NAME))
-        cost = replace(cost, sharpened=sharpening)
     known = {name: mark for forebear in forebears for name, mark in (*forebear.decodes.items(), own_mark(forebear))}
     own = state if lender is None else own_part(best, state)
     checkpoints.save(folder, config, own, lender=lender, decodes=known, sharpened=done)
@@ -252,7 +249,7 @@ def model_card(
         for number, (points, entropy, most, used) in enumerate(zip(*columns, strict=True))
     )
     fingerprint, context = marks(own["identity"])
-    more = average_row(cost) + sharpened_row(cost) + agreement_row(cost) + lender_row(checkpoint)
+    more = average_row(cost) + sharpened_row(checkpoint) + agreement_row(cost) + lender_row(checkpoint)
     more += decodes_row(checkpoint)
     coded = f", context model `{context}`" if context else ""
     rates = f"{config.bit_rate / 1000:.2f} kbit/s payload"
@@ -309,9 +306,11 @@ def average_row(cost: Cost) -> str:
     return f"\n| average | {cost.average} |" if cost.average else ""
 
 
-def sharpened_row(cost: Cost) -> str:
+def sharpened_row(checkpoint: checkpoints.Checkpoint) -> str:
     """One more row of the card's first table, if the decoder was sharpened."""
-    return f"\n| sharpened | by {cost.sharpened:g} (`q2d2 export --sharpen`) |" if cost.sharpened else ""
+    if (done := checkpoint.sharpened) is None:
+        return ""
+    return f"\n| sharpened | by {done.amount:g} (`q2d2 export --sharpen`) |"
 
 
 def agreement_row(cost: Cost) -> str:
