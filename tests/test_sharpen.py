@@ -80,6 +80,9 @@ def test_sharpened_speech_has_more_contrast_and_the_same_level(name: str) -> Non
 def test_export_sharpens_and_says_so(run: Run, config: Path, tmp_path: Path) -> None:
     started, own = tmp_path / "run", checkpoints.find("speech-3k")
     recipe = begun_run(config, started, "speech-3k.yaml", own.folder)
+    as_trained = json.loads((started / "best/config.json").read_text())
+    as_trained.pop("sharpened")
+    (started / "best/config.json").write_text(json.dumps(as_trained))
     test = tmp_path / "test"
     test.mkdir()
     shutil.copy(CLIP, test)
@@ -127,6 +130,35 @@ def test_training_on_undoes_it_unless_the_decoder_is_frozen() -> None:
     audio = speech()
     level = [decoded(m, audio).square().mean() for m in (model, checkpoints.load(own))]
     assert abs(10 * (level[0] / level[1]).log10().item()) < 0.3
+
+
+def test_a_frozen_decoder_is_not_sharpened_twice(run: Run, config: Path, tmp_path: Path) -> None:
+    own = checkpoints.find("speech-3k")
+    content: dict[str, Any] = yaml.safe_load((ROOT / "examples/speech/speech-3k.yaml").read_text())
+    content["data"] = {**yaml.safe_load(config.read_text())["data"], "crop_seconds": 0.5}
+    recipe, trained = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(yaml.safe_dump({**content, "tensorboard": False}))
+    settings = [f"{key}={value}" for key, value in {"minutes": "null", "optim.batch_size": 1}.items()]
+    options = [option for setting in settings for option in ("--set", setting)]
+    begin = ("--init", "speech-3k", "--freeze", "decoder", "--set", "steps=1")
+    for turn in (begin, ("--resume", "--set", "freeze=[decoder]", "--set", "steps=2")):
+        result = run("train", "-c", recipe, "-o", trained, "-q", *options, *turn)
+        assert result.returncode == 0, result.stderr.decode()
+        assert checkpoints.open_checkpoint(trained / "best").sharpened == own.sharpened
+
+    for sharper, amount in ((("--sharpen", "0.1"), 0.1), ((), 0.05)):
+        target = tmp_path / str(amount)
+        result = run(
+            "export", trained, target, "--name", str(amount), "--test", CLIP, "--metrics", "stoi", "-q", *sharper
+        )
+        assert result.returncode == 0, result.stderr.decode()
+        exported = checkpoints.open_checkpoint(target)
+        assert exported.sharpened is not None
+        assert exported.sharpened.amount == amount
+        for key, tensor in unsharpened(exported).items():
+            if key.startswith("decoder"):
+                assert torch.allclose(tensor, unsharpened(own)[key], atol=2e-3), key
+    assert exported.sharpened == own.sharpened
 
 
 def test_a_student_has_no_decoder_to_sharpen(run: Run, config: Path, tmp_path: Path) -> None:

@@ -120,12 +120,13 @@ def export_run(
         share = len(others) / (len(others) + 1) if share is None else share
         names = " and ".join(f"{other.config.name} `{other.fingerprint().hex()}`" for other in others)
         cost = replace(cost, average=f"{1 - share:.0%} the weights of this run, {share:.0%} those of {names}")
-        state = average(best, others, share)
+        state, done = average(best, others, share), None
     else:
-        state = checkpoints.load(best).state_dict()
+        # A decoder that was kept as some export had made it is sharpened from where it was before, not twice.
+        state = unsharpened(best) if sharpening else checkpoints.load(best).state_dict()
+        done = best.sharpened
     # A mean of students of one lender has its decoder, too.
     lender = best.lender if all(other.lender == best.lender for other in others) else None
-    done: checkpoints.Sharpened | None = None
     if sharpening:
         if lender is not None:
             raise UsageError(f"--sharpen changes a decoder, and {config.name} has {lender.model}'s: leave it out")
@@ -181,7 +182,7 @@ def average(
                 f"cannot average with {other.folder}: its {key} is {there}, the run's {here}; "
                 "name a model of the same architecture"
             )
-    state = checkpoints.load(first).state_dict()
+    state = unsharpened(first)
     counted = [tensor for tensor in state.values() if tensor.is_floating_point()]
     for tensor in counted:
         tensor *= 1 - share

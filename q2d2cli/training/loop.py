@@ -186,7 +186,9 @@ def run(
                 chosen = result["valid"] < trainer.best or (done and (trainer.judged or trainer.rate is not None))
                 if chosen:
                     trainer.best = result["valid"]
-                    checkpoints.save(best, config.model, trainer.ema, lender=trainer.lender)
+                    checkpoints.save(
+                        best, config.model, trainer.ema, lender=trainer.lender, sharpened=trainer.sharpened
+                    )
                     if trainer.judged:
                         checkpoints.save_discriminators(best, trainer.discriminator.state_dict())
                 result["best"] = chosen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,6 +97,10 @@ class Trainer:
             self.rate = Rate(spec, config.loss.rate, config.loss.rate_bits).to(device)
         kept = "decoder" in config.freeze
         self.notes = start_from(init, self.model, self.discriminator, as_exported=kept) if init else []
+        self.sharpened: checkpoints.Sharpened | None = None
+        """What `q2d2 export --sharpen` once did to the decoder, where it is kept as it was exported."""
+        if init and kept and config.teacher is None:
+            self.sharpened = checkpoints.find(init).sharpened
         self.bf16 = config.bf16 and has_bfloat16(device)
         if config.bf16 and not self.bf16:
             self.notes.append("this processor has no instructions for bfloat16: training in float32, which is quicker")
@@ -422,6 +427,7 @@ class Trainer:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "rng": json.dumps(self.rng.bit_generator.state),
             "torch_rng": torch.get_rng_state(),
+            "sharpened": asdict(self.sharpened) if self.sharpened is not None else None,
             **{name: getattr(self, name) for name in COUNTERS},
         }
 
@@ -453,6 +459,9 @@ class Trainer:
             self.ema[name].copy_(tensor)
         self.rng.bit_generator.state = json.loads(state["rng"])
         torch.set_rng_state(state["torch_rng"])
+        # Earlier states do not say.
+        if (done := state.get("sharpened")) is not None:
+            self.sharpened = checkpoints.Sharpened(**done)
         for name in COUNTERS:
             setattr(self, name, state.get(name, 0))
 
