@@ -494,11 +494,16 @@ def save(
 
 
 def save_discriminators(folder: Path, state: dict[str, torch.Tensor]) -> None:
-    """Write the discriminators' weights beside a model, atomically."""
+    """Write the discriminators' weights beside a model, atomically, in 16 bits: they are there to be trained on."""
+    import torch
     from safetensors.torch import save as to_bytes
 
+    stored = {}
+    for name, tensor in state.items():
+        half = tensor.detach().to("cpu", torch.float16 if tensor.is_floating_point() else None).contiguous()
+        stored[name] = half if torch.isfinite(half).all() else tensor.detach().cpu().contiguous()
     with atomic_output(folder / DISCRIMINATORS_NAME) as file:
-        file.write(to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+        file.write(to_bytes(stored))
 
 
 def load_discriminators(folder: Path) -> dict[str, torch.Tensor] | None:

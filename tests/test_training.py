@@ -77,7 +77,8 @@ def test_train_stop_resume_and_use(run: Run, config: Path, tmp_path: Path) -> No
     assert result.returncode == 0, result.stderr.decode()
     assert "broken.wav" in result.stderr.decode()
     assert run("export", out, target, "--test", test).returncode == 2, "it is not overwritten"
-    assert (target / "discriminators.safetensors").is_file()
+    judges = checkpoints.read_safetensors(target / "discriminators.safetensors")
+    assert {tensor.dtype for tensor in judges.values()} == {torch.float16}
     card = (target / "README.md").read_text()
     assert "80 steps" in card
     assert "PESQ flatters this model" in card
