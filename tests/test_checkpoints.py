@@ -46,7 +46,7 @@ def test_weights_of_another_architecture_are_refused(tiny: Path, tmp_path: Path)
 
 def test_shipped_models_are_here_and_small() -> None:
     names = [checkpoint.config.name for checkpoint in checkpoints.available()]
-    assert "speech-3k-v4" in names
+    assert "speech-3k-v5" in names
     for checkpoint in checkpoints.available():
         assert checkpoint.folder.name == checkpoint.config.name
         assert checkpoint.weights.stat().st_size <= 32e6

@@ -168,12 +168,12 @@ def test_info_needs_no_model_and_no_torch(run: Run, encoded: Path) -> None:
 def test_models(run: Run, tiny: Path) -> None:
     rows = json.loads(run("models", "--json").stdout)
     default = next(row for row in rows if row["default"])
-    assert default["name"] == "speech-3k-v4"
+    assert default["name"] == "speech-3k-v5"
     assert default["kbit_per_second"] == pytest.approx(3.333)
     assert default["megabytes"] <= 32
     assert all(row["coded_kbit_per_second"] < row["kbit_per_second"] for row in rows)
     table = run("models", environment={"COLUMNS": "150"}).stdout.decode()
-    shown = next(line for line in table.splitlines() if line.startswith("speech-3k-v4"))
+    shown = next(line for line in table.splitlines() if line.startswith("speech-3k-v5"))
     assert f" {default['coded_kbit_per_second']:.2f} " in shown
     rows = json.loads(run("models", "--json", environment={"Q2D2_MODELS": str(tiny.parent)}).stdout)
     assert "tiny" in [row["name"] for row in rows]
@@ -337,7 +337,7 @@ def test_device_is_written_to_and_not_replaced(run: Run, tiny: Path) -> None:
 
 def test_a_bit_rate_picks_the_model(run: Run) -> None:
     result = run("encode", CLIP, "clip.q2d", "--bitrate", "3", "--json")
-    assert json.loads(result.stdout)["model"] == "speech-3k-v4"
+    assert json.loads(result.stdout)["model"] == "speech-3k-v5"
     missing = run("encode", CLIP, "other.q2d", "--bitrate", "5")
     assert missing.returncode == 2
     assert "no model for 5 kbit/s here: choose from" in missing.stderr.decode()

@@ -1,7 +1,7 @@
 """What more training has brought: the models' quality against the hours of crops they have heard.
 
     python examples/speech/curve.py
-    python examples/speech/curve.py --add speech-1k-v7 --round 17 --run runs/speech-1k --results comparison/results.json
+    python examples/speech/curve.py --add speech-1k-v8 --round 19 --run runs/speech-1k --results comparison/results.json
 
 Draws docs/curve.svg and prints a table from the record beside this file, curve.json: for each model the training runs
 that made it, one after the other, each with what `q2d2 eval` measured at its end. Hours are steps times the batch times

@@ -111,7 +111,7 @@ def export(
 ) -> int:
     """Write model.safetensors, config.json and a model card filled with measured numbers.
 
-    q2d2 export RUN checkpoints/speech-3k-v4 --name speech-3k-v4 --test data/speech/test
+    q2d2 export RUN checkpoints/speech-3k-v5 --name speech-3k-v5 --test data/speech/test
 
     q2d2 export --onnx speech-3k FOLDER
     """
