@@ -138,15 +138,15 @@ def test_a_frozen_decoder_is_not_sharpened_twice(run: Run, config: Path, tmp_pat
     content["data"] = {**yaml.safe_load(config.read_text())["data"], "crop_seconds": 0.5}
     recipe, trained = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(yaml.safe_dump({**content, "tensorboard": False}))
-    settings = [f"{key}={value}" for key, value in {"minutes": "null", "optim.batch_size": 1}.items()]
-    options = [option for setting in settings for option in ("--set", setting)]
+    options = ("--set", "minutes=null", "--set", "optim.batch_size=1")
     begin = ("--init", "speech-3k", "--freeze", "decoder", "--set", "steps=1")
     for turn in (begin, ("--resume", "--set", "freeze=[decoder]", "--set", "steps=2")):
         result = run("train", "-c", recipe, "-o", trained, "-q", *options, *turn)
         assert result.returncode == 0, result.stderr.decode()
         assert checkpoints.open_checkpoint(trained / "best").sharpened == own.sharpened
 
-    for sharper, amount in ((("--sharpen", "0.1"), 0.1), ((), 0.05)):
+    assert own.sharpened is not None
+    for sharper, amount in ((("--sharpen", "0.2"), 0.2), ((), own.sharpened.amount)):
         target = tmp_path / str(amount)
         result = run(
             "export", trained, target, "--name", str(amount), "--test", CLIP, "--metrics", "stoi", "-q", *sharper
