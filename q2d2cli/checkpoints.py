@@ -483,7 +483,7 @@ def save(
         halved = {name for name, _ in CodecModel(config).named_parameters()} if half else set()
     stored = {}
     for name, tensor in state.items():
-        stored[name] = tensor.detach().to("cpu", torch.float16 if name in halved else None).contiguous()
+        stored[name] = to_store(tensor, half=name in halved)
         if not torch.isfinite(stored[name]).all():
             width = " in 16 bits" if half else ""
             raise Q2D2Error(f"weights {name} are not finite{width}: the model cannot be exported")
@@ -493,15 +493,21 @@ def save(
     write_config(Checkpoint(folder, config, {}, lender, decodes or {}, sharpened=sharpened))
 
 
+def to_store(tensor: torch.Tensor, *, half: bool) -> torch.Tensor:
+    """A tensor as a weights file holds it: on the CPU, contiguous, in 16 bits if `half`."""
+    import torch
+
+    return tensor.detach().to("cpu", torch.float16 if half else None).contiguous()
+
+
 def save_discriminators(folder: Path, state: dict[str, torch.Tensor]) -> None:
     """Write the discriminators' weights beside a model, atomically, in 16 bits: they are there to be trained on."""
-    import torch
     from safetensors.torch import save as to_bytes
 
     stored = {}
     for name, tensor in state.items():
-        half = tensor.detach().to("cpu", torch.float16 if tensor.is_floating_point() else None).contiguous()
-        stored[name] = half if torch.isfinite(half).all() else tensor.detach().cpu().contiguous()
+        half = to_store(tensor, half=tensor.is_floating_point())
+        stored[name] = half if half.isfinite().all() else to_store(tensor, half=False)
     with atomic_output(folder / DISCRIMINATORS_NAME) as file:
         file.write(to_bytes(stored))
 

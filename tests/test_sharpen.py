@@ -31,10 +31,16 @@ def decoded(model: CodecModel, audio: torch.Tensor) -> torch.Tensor:
     return model.decode(model.encode(audio[None]))[0, : len(audio)]
 
 
-def begun_run(config: Path, folder: Path, recipe: str, best: Path) -> dict[str, Any]:
-    """A run of a shipped recipe in `folder` that has just been started with these weights; its configuration."""
+def recipe_on(config: Path, recipe: str) -> dict[str, Any]:
+    """A shipped recipe with the little data of `config`."""
     content: dict[str, Any] = yaml.safe_load((ROOT / "examples/speech" / recipe).read_text())
     content["data"] = {**yaml.safe_load(config.read_text())["data"], "crop_seconds": 0.5}
+    return content
+
+
+def begun_run(config: Path, folder: Path, recipe: str, best: Path) -> dict[str, Any]:
+    """A run of a shipped recipe in `folder` that has just been started with these weights; its configuration."""
+    content = recipe_on(config, recipe)
     shutil.copytree(best, folder / "best")
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
     (folder / "log.jsonl").write_text(json.dumps({"step": 1, "minutes": 0.1}) + "\n")
@@ -134,10 +140,8 @@ def test_training_on_undoes_it_unless_the_decoder_is_frozen() -> None:
 
 def test_a_frozen_decoder_is_not_sharpened_twice(run: Run, config: Path, tmp_path: Path) -> None:
     own = checkpoints.find("speech-3k")
-    content: dict[str, Any] = yaml.safe_load((ROOT / "examples/speech/speech-3k.yaml").read_text())
-    content["data"] = {**yaml.safe_load(config.read_text())["data"], "crop_seconds": 0.5}
     recipe, trained = tmp_path / "recipe.yaml", tmp_path / "run"
-    recipe.write_text(yaml.safe_dump({**content, "tensorboard": False}))
+    recipe.write_text(yaml.safe_dump({**recipe_on(config, "speech-3k.yaml"), "tensorboard": False}))
     options = ("--set", "minutes=null", "--set", "optim.batch_size=1")
     begin = ("--init", "speech-3k", "--freeze", "decoder", "--set", "steps=1")
     for turn in (begin, ("--resume", "--set", "freeze=[decoder]", "--set", "steps=2")):
@@ -146,6 +150,7 @@ def test_a_frozen_decoder_is_not_sharpened_twice(run: Run, config: Path, tmp_pat
         assert checkpoints.open_checkpoint(trained / "best").sharpened == own.sharpened
 
     assert own.sharpened is not None
+    before = unsharpened(own)
     for sharper, amount in ((("--sharpen", "0.2"), 0.2), ((), own.sharpened.amount)):
         target = tmp_path / str(amount)
         result = run(
@@ -157,7 +162,7 @@ def test_a_frozen_decoder_is_not_sharpened_twice(run: Run, config: Path, tmp_pat
         assert exported.sharpened.amount == amount
         for key, tensor in unsharpened(exported).items():
             if key.startswith("decoder"):
-                assert torch.allclose(tensor, unsharpened(own)[key], atol=2e-3), key
+                assert torch.allclose(tensor, before[key], atol=2e-3), key
     assert exported.sharpened == own.sharpened
 
 

@@ -99,7 +99,7 @@ class Trainer:
         self.notes = start_from(init, self.model, self.discriminator, as_exported=kept) if init else []
         self.sharpened: checkpoints.Sharpened | None = None
         """What `q2d2 export --sharpen` once did to the decoder, where it is kept as it was exported."""
-        if init and kept and config.teacher is None:
+        if init and kept:
             self.sharpened = checkpoints.find(init).sharpened
         self.bf16 = config.bf16 and has_bfloat16(device)
         if config.bf16 and not self.bf16:
