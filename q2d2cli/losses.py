@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from q2d2cli.hearing import Hearing
 
 LOG_FLOOR = 1e-5
-EDGE = 1024
-"""Samples."""
+PESQ_HOP = 0.016
+"""Seconds from one of PESQ's frames to the next; each is two hops long."""
 AUDIBLE_RMS = 1e-3
 """PESQ brings every signal to the same level; quieter ones than this have none to bring."""
 
@@ -263,16 +263,24 @@ class PesqLoss(nn.Module):
         super().__init__()
         from torch_pesq import PesqLoss as Disturbance  # slow to import
 
+        self.hop = PESQ_HOP * sample_rate
         self.disturbance = Disturbance(1.0, sample_rate)
 
-    def forward(self, estimate: Signal, target: Signal) -> Tensor:
-        """Two `(batch, samples)` signals to a scalar, about 4.5 less raw PESQ; near-silent ones count as equal."""
+    def forward(self, estimate: Signal, target: Signal, shift: float = 0.0) -> Tensor:
+        """Two `(batch, samples)` signals to a scalar, about 4.5 less raw PESQ; near-silent ones count as equal.
+
+        Args:
+            estimate: the decoded signal.
+            target: the recorded one.
+            shift: hops, below 1, by which frames begin earlier than the standard's, which start with the signal.
+        """
         decoded, original = spectra(estimate).audio, spectra(target).audio
         audible = [audio.detach().square().mean(-1, keepdim=True) > AUDIBLE_RMS**2 for audio in (decoded, original)]
         both = audible[0] & audible[1]
         # Any equal pair gives 0; a tone has the level that silence lacks.
         tone = torch.sin(torch.arange(original.shape[-1], device=original.device) * 0.25)
-        # Its windows leave the ends out, and a model would learn to hide energy there: 43 ms of silence bring them in.
-        pair = (F.pad(torch.where(both, audio, tone), (EDGE, EDGE)) for audio in (original, decoded))
+        # Its windows leave the ends out, and a model would learn to hide energy there: silence brings them in.
+        edges = round((3 + shift) * self.hop), round(3 * self.hop)
+        pair = (F.pad(torch.where(both, audio, tone), edges) for audio in (original, decoded))
         loss: Tensor = self.disturbance(*pair)
         return loss.mean().float()

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 STEP = 0.05
 """Largest change of a projection per round, before tanh; falls to nothing over the rounds."""
 MOMENTA = (0.8, 0.95)
-WEIGHTS = {"mel": 10.0, "stft": 150.0, "energy": 6.0, "lines": 10.0, "pesq": 1.0}
+WEIGHTS = {"mel": 10.0, "stft": 150.0, "energy": 6.0, "lines": 10.0, "pesq": 2.0}
+SHIFTS = (0.0, 0.5)
+"""Hops by which PESQ's frames are moved, in turn: in one place alone, tokens would fit these frames and no others."""
 STFT_COMPRESSION = 0.6
 REACH = 1024
 """Samples that the losses see on either side of one."""
@@ -76,12 +78,13 @@ class Search:
                     "stft": ComplexStftLoss(STFT_COMPRESSION, phase_only=True),
                     "energy": EnergyLoss(sample_rate),
                     "lines": LinesLoss(sample_rate),
-                    "pesq": PesqLoss(sample_rate),
                 }
+                pesq = PesqLoss(sample_rate)
             except ImportError as error:
                 raise Q2D2Error(f"an effort above 0 needs {error.name}: pip install 'q2d2[search]'") from error
             self.spectra = Spectra
             self.losses = {name: loss.to(device) for name, loss in losses.items()}
+            self.pesq = pesq.to(device)
         self.model, self.quantizer, self.rounds, self.on_round = model, model.quantizer, rounds, on_round
         self.rate = rate
 
@@ -99,9 +102,12 @@ class Search:
         times = math.ceil(SHORTEST * self.model.config.sample_rate / audio.shape[-1])
         return self.spectra(audio.repeat(1, times))
 
-    def loss(self, estimate: Spectra, target: Spectra) -> Tensor:
-        """Weighted sum of the losses."""
-        return torch.stack([WEIGHTS[name] * loss(estimate, target) for name, loss in self.losses.items()]).sum()
+    def loss(self, estimate: Spectra, target: Spectra, done: int) -> Tensor:
+        """Weighted sum of the losses, in the round after so many."""
+        total = WEIGHTS["pesq"] * self.pesq(estimate, target, SHIFTS[done % len(SHIFTS)])
+        for name, loss in self.losses.items():
+            total = total + WEIGHTS[name] * loss(estimate, target)
+        return total
 
     def bits(self, values: Tensor, indices: Tensor, context: ContextModel) -> Tensor:
         """Mean bits per frame, with each pair taken as the points around it, the nearer the more likely.
@@ -148,7 +154,7 @@ class Search:
                 optimizer.param_groups[0]["lr"] = STEP * (1 - done / self.rounds)
                 snapped = self.quantizer.snap(projections)
                 estimate = self.model.decoder(torch.cat([begin, snapped.features[:, known.shape[1] :]], dim=1))
-                loss = self.loss(self.signal(estimate), target)
+                loss = self.loss(self.signal(estimate), target, done)
                 if self.rate is not None:
                     indices = torch.cat([known, snapped.indices[:, known.shape[1] :]], dim=1)
                     values = snapped.values[:, known.shape[1] :]

@@ -19,7 +19,7 @@ from q2d2cli import Codec, Q2D2Error, Tokens, UsageError, checkpoints
 from q2d2cli.audio import Resampler
 from q2d2cli.container.coding import library
 from q2d2cli.evaluation.codecs import open_subject
-from q2d2cli.losses import MelLoss
+from q2d2cli.losses import MelLoss, PesqLoss
 from q2d2cli.models.config import QuantizerConfig
 from q2d2cli.models.model import CodecModel
 from q2d2cli.search import Search
@@ -56,6 +56,17 @@ def test_speech_gets_nearer_to_the_recording(
     assert searched["pesq"] > at_once["pesq"] + 0.1
     assert searched["stoi"] > at_once["stoi"] - 0.003
     assert searched["mel"] < at_once["mel"] - 0.01
+
+
+@pytest.mark.slow
+def test_what_is_gained_is_gained_wherever_the_frames_begin(speech: Codec, voice: np.ndarray) -> None:
+    disturbance, original = PesqLoss(RATE), torch.from_numpy(voice)[None]
+    at_once, searched = (speech.decode(speech.encode(voice, RATE, effort=effort)) for effort in (0, 10))
+    gains = [
+        (disturbance(at_once, original, shift) - disturbance(searched, original, shift)).item()
+        for shift in (0, 0.25, 0.5, 0.75)
+    ]
+    assert min(gains) > 0.45 * max(gains)
 
 
 def test_no_effort_takes_what_the_encoder_gives(tiny_codec: Codec, voice: np.ndarray) -> None:

@@ -439,6 +439,10 @@ def test_pesq_loss_falls_as_pesq_rises_and_bears_silence() -> None:
     # 4.5 less the disturbance is raw PESQ; P.862.2 maps it. The two leave time alignment apart, so roughly.
     for value, score in zip(losses, scores, strict=True):
         assert 0.999 + 4 / (1 + math.exp(-1.3669 * (4.5 - value) + 3.8224)) == pytest.approx(score, abs=0.5)
+    # Frames may begin elsewhere: as if the signals came later.
+    later = [torch.cat([torch.zeros(1, round(0.008 * rate)), signal], dim=1) for signal in (noisy[2], speech)]
+    assert loss(noisy[2], speech, 0.5).item() == pytest.approx(loss(*later).item(), abs=0.01)
+    assert abs(loss(noisy[2], speech).item() - loss(*later).item()) > 0.01
     # A click costs as much at the ends as elsewhere.
     for place in (slice(0, 100), slice(rate, rate + 100), slice(-100, None)):
         clicked = noisy[0].clone()
