@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 STEP = 0.05
 """Largest change of a projection per round, before tanh; falls to nothing over the rounds."""
 MOMENTA = (0.8, 0.95)
-WEIGHTS = {"mel": 10.0, "stft": 150.0, "energy": 6.0, "lines": 10.0, "pesq": 2.0}
+WEIGHTS = {"mel": 10.0, "stft": 50.0, "energy": 6.0, "lines": 10.0, "pesq": 2.0}
 SHIFTS = (0.0, 0.5)
 """Hops by which PESQ's frames are moved, in turn: in one place alone, tokens would fit these frames and no others."""
 STFT_COMPRESSION = 0.6
