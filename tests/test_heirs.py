@@ -33,16 +33,36 @@ class Family:
     """The command that made `tiny-v2`."""
 
 
+def family_in(folder: Path) -> Family:
+    """As it is once it has been made in this folder."""
+    models = folder / "models"
+    export = ("export", folder / "run", models / "tiny-v2", "--name", "tiny-v2", "--test", CLIP, "--metrics", "stoi")
+    return Family(models, {"Q2D2_MODELS": str(models), "XDG_CACHE_HOME": str(folder / "cache")}, export)
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder, for the first test that needs a family."""
+    return tmp_path_factory.mktemp("heirs")
+
+
 @pytest.fixture
-def family(run: Run, config: Path, tiny: Path, tmp_path: Path) -> Family:
-    models = tmp_path / "models"
+def family(run: Run, config: Path, tiny: Path, tmp_path: Path, made_once: Path) -> Family:
+    if not any(made_once.iterdir()):
+        make_family(run, config, tiny, made_once)
+    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
+    return family_in(tmp_path)
+
+
+def make_family(run: Run, config: Path, tiny: Path, folder: Path) -> None:
+    family = family_in(folder)
+    models, environment, export = family.models, family.environment, family.export
     shutil.copytree(tiny, models / "tiny")
-    environment = {"Q2D2_MODELS": str(models), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     made = run(
         "context", "tiny", "--data", CLIP.parent, "--kind", "static", "--minutes", "0.2", environment=environment
     )
     assert made.returncode == 0, made.stderr.decode()
-    started = tmp_path / "run"
+    started = folder / "run"
     recipe = yaml.safe_load(config.read_text())
     model = checkpoints.load(checkpoints.open_checkpoint(tiny))
     with torch.no_grad():
@@ -51,10 +71,8 @@ def family(run: Run, config: Path, tiny: Path, tmp_path: Path) -> Family:
     checkpoints.save(started / "best", TINY, model.state_dict())
     (started / "config.yaml").write_text(yaml.safe_dump(recipe))
     (started / "log.jsonl").write_text(json.dumps({"step": 1, "minutes": 0.1}) + "\n")
-    export = ("export", started, models / "tiny-v2", "--name", "tiny-v2", "--test", CLIP, "--metrics", "stoi")
     done = run(*export, "--decodes", "tiny", environment=environment)
     assert done.returncode == 0, done.stderr.decode()
-    return Family(models, environment, export)
 
 
 def loudness(path: Path) -> float:
