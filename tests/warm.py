@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 MODULES = [
     "torch",
+    "torch._dynamo",
     "torchaudio",
     "soundfile",
     "soxr",
